@@ -1,0 +1,5 @@
+"""`python -m tubelet` is `tubelet`."""
+
+from tubelet.cli import main
+
+main()

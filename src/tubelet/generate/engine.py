@@ -1,0 +1,197 @@
+"""Prompt -> condition -> solve -> decode, for many prompts at once.
+
+Every sample draws its noise from its own generator, so a batch of N is N single runs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.codecs.base import Codec
+from tubelet.core.errors import UserError
+from tubelet.core.types import Strides
+from tubelet.diffusion.guidance import guided
+from tubelet.diffusion.objectives import Prediction, denoiser
+from tubelet.diffusion.paths import RECTIFIED_FLOW, uniform_sigmas
+from tubelet.diffusion.solvers import SOLVERS
+from tubelet.text.base import TextEncoder
+
+GREATEST_GUIDANCE = 30.0
+GREATEST_PIXELS = 2**30  # T * H * W of one film: 12 GiB as floats
+GREATEST_STEPS = 1000
+GREATEST_SEED = 2**63 - 1
+
+Progress = Callable[[int, int], None]
+"""`(steps done, steps in all)`, called after every step of the solver. Raise `Cancelled` in it to stop."""
+
+
+class Cancelled(Exception):  # noqa: N818  not an error: someone asked for it
+    """Raised by a progress callback that no longer wants the result; the engine lets it through."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a sample is drawn: solver steps, guidance scale (1 is none) inside an interval of sigma, solver, and timestep shift.
+
+    Raises UserError when a value is out of range.
+    """
+
+    steps: int = 16
+    guidance: float = 2.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    solver: str = "dpmpp_2m"
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise UserError(f"there is no solver {self.solver!r}; choose one of {', '.join(SOLVERS)}")
+        if not 1 <= self.steps <= GREATEST_STEPS:
+            raise UserError(f"steps must be between 1 and {GREATEST_STEPS}, got {self.steps}; 16 is usual")
+        if not 0 <= self.guidance <= GREATEST_GUIDANCE:
+            raise UserError(f"guidance must be between 0 and {GREATEST_GUIDANCE:g}, got {self.guidance}; 1 is none, 2 is usual")
+        low, high = self.interval
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"the guidance interval must lie in [0, 1], low before high, got {self.interval}; (0, 1) is always")
+        if not (math.isfinite(self.shift) and self.shift > 0):
+            raise UserError(f"shift must be positive, got {self.shift}; 1 is none")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample wanted: the text that the model reads, and the seed of its noise."""
+
+    text: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise UserError('the prompt is empty; say what to show, for example "a red ball bounces"')
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= GREATEST_SEED:
+            raise UserError(f"a seed is a whole number from 0 to 2**63 - 1, got {self.seed!r}; choose another")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The three networks and what the denoiser's output means (`prediction`), together able to sample.
+
+    `patch` is the denoiser's (frames, rows, columns) of latent cells per token: with the codec's strides it decides
+    which sizes are possible.
+    """
+
+    codec: Codec
+    denoiser: nn.Module
+    text: TextEncoder
+    prediction: Prediction = "skip"
+    patch: tuple[int, int, int] = (1, 1, 1)
+    strides: Strides = field(init=False)
+
+    def __post_init__(self) -> None:
+        codec, (t, h, w) = self.codec.strides, self.patch
+        object.__setattr__(self, "strides", Strides(codec.t * t, codec.h * h, codec.w * w))
+
+    def latent_shape(self, size: tuple[int, int], frames: int) -> tuple[int, int, int, int]:
+        """Latent `(C, T, H, W)` of a film. Raises UserError when size or frames do not divide into the model's patches."""
+        for name, value in (("frames", frames), ("height", size[0]), ("width", size[1])):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise UserError(f"{name} must be a whole number, got {value!r}; correct it")
+        self.strides.latent_shape(frames, *size)
+        if frames * size[0] * size[1] > GREATEST_PIXELS:
+            raise UserError(f"{frames} frames of {size[0]}x{size[1]} are too large for one film; make it shorter or smaller")
+        return (self.codec.channels, *self.codec.strides.latent_shape(frames, *size))
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        requests: Sequence[Request],
+        size: tuple[int, int],
+        frames: int,
+        sampling: Sampling,
+        *,
+        batch: int = 8,
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Films `(B, 3, T, H, W)` in [-1, 1], float32 on the CPU, one per request; and seconds spent on text, denoise, decode.
+
+        At most `batch` samples go through the networks together. Raises UserError when the size does not fit, when nothing
+        is asked for, or when the latents stop being finite.
+        """
+        if not requests:
+            raise UserError("nothing to generate; give at least one prompt")
+        if batch < 1:
+            raise UserError(f"batch must be at least 1, got {batch}; lower it only to save memory")
+        shape = self.latent_shape(size, frames)
+        films: list[Tensor] = []
+        timings = {"text": 0.0, "denoise": 0.0, "decode": 0.0}
+        chunks = [requests[begin : begin + batch] for begin in range(0, len(requests), batch)]
+        total = sampling.steps * len(chunks)
+        for number, chunk in enumerate(chunks):
+
+            def stepped(done: int, _steps: int, _x_hat: Tensor, before: int = number * sampling.steps) -> None:
+                if progress is not None:
+                    progress(before + done, total)
+
+            try:
+                films.append(self._sample_together(chunk, shape, sampling, stepped, timings))
+            except (MemoryError, RuntimeError) as error:
+                # On the CPU torch has no kind of its own for a failed allocation.
+                if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate" not in str(error):
+                    raise
+                raise UserError(
+                    f"{len(chunk)} x {frames} frames of {size[0]}x{size[1]} do not fit into memory; "
+                    "ask for fewer frames, a smaller size or a smaller batch"
+                ) from error
+        return torch.cat(films), timings
+
+    def _sample_together(
+        self,
+        requests: Sequence[Request],
+        shape: tuple[int, int, int, int],
+        sampling: Sampling,
+        callback: Callable[[int, int, Tensor], None],
+        timings: dict[str, float],
+    ) -> Tensor:
+        clock = time.perf_counter()
+        device = next(self.denoiser.parameters()).device
+        condition = self.text.encode([request.text for request in requests])
+        null = self.text.null(len(requests))
+        clock = _lap(timings, "text", clock, device)
+
+        generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)  # (B, C, T, H, W)
+        denoise = guided(
+            denoiser(self.denoiser, self.prediction, RECTIFIED_FLOW), condition, null, sampling.guidance, sampling.interval
+        )
+        latents = SOLVERS[sampling.solver].solve(
+            denoise,
+            noise,
+            uniform_sigmas(sampling.steps, sampling.shift),
+            path=RECTIFIED_FLOW,
+            generator=generators,
+            callback=callback,
+        )  # (B, C, T, H, W)
+        if not bool(latents.isfinite().all()):
+            raise UserError(
+                f"the model's values stopped being finite (solver {sampling.solver}, {sampling.steps} steps, "
+                f"guidance {sampling.guidance:g}); lower the guidance, or check the weights"
+            )
+        clock = _lap(timings, "denoise", clock, device)
+        pixels = self.codec.decode(latents).float().clamp(-1, 1).cpu()  # (B, 3, T, H, W)
+        if not bool(pixels.isfinite().all()):
+            raise UserError("the codec's pixels are not finite; check its weights")
+        _lap(timings, "decode", clock, device)
+        return pixels
+
+
+def _lap(timings: dict[str, float], name: str, begin: float, device: torch.device) -> float:
+    if device.type == "cuda":
+        # Queued work would otherwise be charged to the next stage.
+        torch.cuda.synchronize(device)
+    now = time.perf_counter()
+    timings[name] += now - begin
+    return now

@@ -1,0 +1,59 @@
+"""The catalogue of models: every entry can be built, run on its example inputs and counted without memory (meta device).
+
+A new model is one file beside this one and one line in `MODELS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tubelet.core.errors import UserError
+from tubelet.models import spacetime
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """How to build one model: `build(config)`, and `example(config, batch)`, inputs for `forward` at the size that is counted.
+
+    Both work under `torch.device("meta")`. `stated(config)` says that size in words; `tiny(config)` is a config of the same
+    shape for tests.
+    """
+
+    config: Any
+    build: Callable[[Any], nn.Module]
+    example: Callable[..., tuple[Any, ...]]
+    tiny: Callable[[Any], Any]
+    stated: Callable[[Any], str]
+
+
+MODELS: Mapping[str, ModelEntry] = {
+    f"Spacetime-{size}": ModelEntry(config, spacetime.Spacetime, spacetime.example, spacetime.tiny, spacetime.stated)
+    for size, config in spacetime.SIZES.items()
+}
+
+
+def find(name: str) -> ModelEntry:
+    """The entry of that name, in any case. Raises UserError when there is none."""
+    entry = {known.lower(): entry for known, entry in MODELS.items()}.get(name.lower())
+    if entry is None:
+        raise UserError(f"there is no model {name!r}; choose one of {', '.join(MODELS)}")
+    return entry
+
+
+def count(name: str) -> dict[str, int]:
+    """Parameters, and multiply-accumulates of one forward at batch 1 on the entry's stated input, of a model by name.
+
+    Counted from the built module on the meta device, so that no figure is written by hand: matrix products and attention;
+    element-wise work is not counted. Raises UserError on an unknown name.
+    """
+    entry = find(name)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model = entry.build(entry.config)
+        model(*entry.example(entry.config, 1))
+    return {"parameters": sum(p.numel() for p in model.parameters()), "macs": counter.get_total_flops() // 2}

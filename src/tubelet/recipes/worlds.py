@@ -1,0 +1,322 @@
+"""The road from simulated worlds to a system, in five stages, each resumable: clips, codec, latents, denoiser, system.
+
+A stage that has finished is skipped when the same command runs again; one that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tubelet.codecs import build_codec
+from tubelet.codecs.base import Codec
+from tubelet.codecs.causal_conv import CausalConvConfig
+from tubelet.codecs.losses import CodecLossConfig, CodecObjective, foreground_mask
+from tubelet.codecs.transformer import TransformerConfig
+from tubelet.core.config import to_dict
+from tubelet.core.errors import UserError
+from tubelet.core.files import read_json, write_json
+from tubelet.core.log import note, progress
+from tubelet.core.types import Video
+from tubelet.core.weights import load_module, save_module
+from tubelet.data.schema import Record
+from tubelet.data.shards import ShardDataset, ShardWriter
+from tubelet.data.stream import Stream, TensorSource
+from tubelet.diffusion.objectives import Prediction
+from tubelet.diffusion.paths import SigmaSampling
+from tubelet.generate.engine import Engine, Request, Sampling
+from tubelet.generate.system import save_system
+from tubelet.media.sheet import contact_sheet, save_sheet
+from tubelet.models.spacetime import Spacetime, SpacetimeConfig
+from tubelet.runtime.cpu import use_fast_attention
+from tubelet.runtime.device import choose_device, fast_bf16
+from tubelet.text.bpe import Tokenizer
+from tubelet.text.bpe import train as train_tokenizer
+from tubelet.text.own import OwnTextConfig, OwnTextEncoder
+from tubelet.train.loop import TrainConfig, load_average, train
+from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective
+from tubelet.worlds import WORLDS
+
+PROMPTS = (
+    "A large red ball bounces once.",
+    "A small blue square slides quickly to the right.",
+    "A yellow ring is thrown up to the right.",
+    "A medium purple triangle falls.",
+    "a green ball passes behind a gray wall",
+    "a blue ball hits an orange ball",
+)
+"""What is sampled on the way."""
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Which episodes are rendered."""
+
+    codec: int = 12_000
+    """Clips kept as pixels, for the codec."""
+    codec_frames: int = 5
+    """Their length. A codec that sees one frame at a time learns more from many short clips."""
+    codec_fps: float = 2.0
+    denoiser: int = 40_000
+    """Clips kept as latents, for the denoiser."""
+    persist: float = 0.22
+    """Share of persist2d; the rest is phys2d."""
+    size: tuple[int, int] = (64, 64)
+    frames: int = 17
+    fps: float = 8.0
+
+
+@dataclass(frozen=True)
+class WorldsRecipe:
+    """Everything about a run on the worlds."""
+
+    name: str
+    codec_train: TrainConfig
+    denoise: TrainConfig
+    clips: Clips = field(default_factory=Clips)
+    codec: Literal["causal_conv", "transformer"] = "causal_conv"
+    causal_conv: CausalConvConfig = field(default_factory=CausalConvConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    codec_loss: CodecLossConfig = field(default_factory=CodecLossConfig)
+    denoiser: SpacetimeConfig = field(default_factory=SpacetimeConfig)
+    text: OwnTextConfig = field(default_factory=OwnTextConfig)
+    captions: dict[str, float] = field(default_factory=lambda: {"short": 0.5, "human": 0.3, "dense": 0.2})
+    """Proportions in which caption kinds are drawn."""
+    prediction: Prediction = "skip"
+    sigma: SigmaSampling = field(default_factory=SigmaSampling)
+    text_drop: float = 0.1
+    image_share: float = 0.1
+    foreground: float = 4.0
+    sampling: Sampling = field(default_factory=Sampling)
+    workers: int = 2
+    """Processes that render."""
+
+    def run(self, folder: Path) -> Path:
+        """All stages; returns the system's folder. Raises UserError when `folder` holds a run of other settings."""
+        use_fast_attention()
+        self._claim(folder)
+        clock: dict[str, float] = {}
+        for stage in (self.render, self.train_codec, self.encode, self.train_denoiser, self.export):
+            done = folder / f"{stage.__name__}.json"
+            if done.exists():
+                clock |= read_json(done)
+                continue
+            note(f"{self.name}: {stage.__name__}")
+            started = time.perf_counter()
+            if stage(folder) is False:
+                note(f"stopped in {stage.__name__}; the same command goes on from there")
+                return folder
+            clock |= {stage.__name__: round(time.perf_counter() - started, 1)}
+            write_json(done, {stage.__name__: clock[stage.__name__]})
+        note(f"{self.name}: {folder / 'system'}")
+        return folder / "system"
+
+    def _claim(self, folder: Path) -> None:
+        path, settings = folder / "recipe.json", to_dict(self)
+        if not path.exists():
+            write_json(path, settings)
+        # Lengths and rates of the denoiser's training may change between calls; what the data and networks are may not.
+        fixed = ("clips", "codec", "causal_conv", "transformer", "denoiser", "text", "prediction")
+        changed = [name for name in fixed if read_json(path).get(name) != settings[name]]
+        if changed:
+            raise UserError(
+                f"{folder} holds a run with other settings of {changed[0]!r}; use another --out, or the same settings"
+            )
+
+    # Stages ------------------------------------------------------------------------------------------------------------------
+
+    def render(self, folder: Path) -> None:
+        """Clips as pixels for the codec."""
+        with ShardWriter(folder / "clips") as writer, progress("rendering", "clips") as advance:
+            jobs = [
+                job
+                for job in self._jobs(CODEC_SEED, self.clips.codec, self.clips.codec_frames, self.clips.codec_fps)
+                if job.key not in writer
+            ]
+            for done, (job, video, captions, _) in enumerate(rendered(jobs, self.workers), start=1):
+                meta = {"captions": captions, "fps": job.fps, "seed": job.seed, "world": job.world}
+                writer.add(Record(job.key, {"video": torch.from_numpy(video)}, meta))
+                advance(done, len(jobs))
+
+    def train_codec(self, folder: Path) -> bool:
+        """The codec and its latent statistics."""
+        torch.manual_seed(self.codec_train.seed)  # the initial weights
+        codec = build_codec(self.codec, getattr(self, self.codec))
+        source = Stream(ShardDataset(folder / "clips"), self.codec_train.seed)
+        result = train(codec, CodecObjective(self.codec_loss), source, self.codec_train, folder / "codec")
+        if not result.finished:
+            return False
+        average = result.ema
+        assert isinstance(average, Codec)
+        with torch.no_grad():
+            raw = torch.cat([average.encode_raw(_pixels(source.draw(64)["video"])) for _ in range(8)])  # (512, C, T, h, w)
+        average.set_statistics(raw.mean((0, 2, 3, 4)), raw.std((0, 2, 3, 4)))
+        save_module(folder / "codec.safetensors", average)
+        return True
+
+    def encode(self, folder: Path) -> None:
+        """Clips as standardised latents with foreground weights, for the denoiser."""
+        codec = self.load_codec(folder)
+        device = choose_device("auto")
+        codec.to(device)
+        bf16 = fast_bf16(device)
+        with ShardWriter(folder / "latents", shard_bytes=64 * 2**20) as writer, progress("encoding", "clips") as advance:
+            jobs = [
+                job
+                for job in self._jobs(DENOISER_SEED, self.clips.denoiser, self.clips.frames, self.clips.fps)
+                if job.key not in writer
+            ]
+            done = 0
+            for group in _groups(rendered(jobs, self.workers), 32):
+                pixels = _pixels(torch.from_numpy(np.stack([video for _, video, _, _ in group]))).to(device)
+                with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    latents = codec.encode(pixels).to(torch.bfloat16).cpu()  # (n, C, T', h, w)
+                weights = foreground_cells(pixels, codec).cpu()  # (n, T', h, w)
+                for (job, _, captions, _), latent, weight in zip(group, latents, weights, strict=True):
+                    meta = {"captions": captions, "fps": job.fps, "seed": job.seed, "world": job.world}
+                    writer.add(Record(job.key, {"latent": latent, "foreground": weight}, meta))
+                done += len(group)
+                advance(done, len(jobs))
+
+    def train_denoiser(self, folder: Path) -> bool:
+        """Denoiser and text encoder together."""
+        source = TensorSource.load(
+            ShardDataset(folder / "latents"), ("latent", "foreground"), seed=self.denoise.seed, proportions=self.captions
+        )
+        model = self.build_model(folder, source)
+        objective = TextToVideoObjective(self.prediction, self.sigma, self.text_drop, self.image_share, self.foreground)
+        codec = self.load_codec(folder)
+
+        def sample(average: TextToVideo, step: int) -> None:
+            average.eval()
+            engine = Engine(codec, average.denoiser, average.text, self.prediction, self.denoiser.patch)
+            requests = [Request(prompt, 0) for prompt in PROMPTS]
+            pixels, _ = engine.sample(requests, self.clips.size, self.clips.frames, self.sampling)  # (B, 3, T, H, W)
+            frames = Video(pixels, self.clips.fps).to_uint8()
+            save_sheet(contact_sheet(list(frames), PROMPTS), folder / "samples" / f"{step:06d}.png")
+
+        return train(model, objective, source, self.denoise, folder / "denoiser", sample=sample).finished
+
+    def export(self, folder: Path) -> None:
+        """The averaged weights as a system, bf16."""
+        model = self.build_model(folder)
+        steps = load_average(folder / "denoiser", model)
+        save_system(
+            folder / "system",
+            name=self.name,
+            codec=(self.codec, self.load_codec(folder)),
+            denoiser=("spacetime", model.denoiser),
+            text=("own", model.text),
+            size=self.clips.size,
+            frames=self.clips.frames,
+            fps=self.clips.fps,
+            prediction=self.prediction,
+            defaults=self.sampling,
+            training={"recipe": self.name, "steps": steps, "batch": self.denoise.batch, "clips": self.clips.denoiser},
+        )
+
+    # Parts -------------------------------------------------------------------------------------------------------------------
+
+    def load_codec(self, folder: Path) -> Codec:
+        """The trained codec of a run."""
+        codec = build_codec(self.codec, getattr(self, self.codec))
+        load_module(folder / "codec.safetensors", codec)
+        return codec.eval()
+
+    def build_model(self, folder: Path, source: TensorSource | None = None) -> TextToVideo:
+        """Denoiser and text encoder, untrained; the tokenizer is learned from the captions once and kept."""
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            assert source is not None, "the tokenizer is learned from captions"
+            assert source.captions is not None, "the clips have no captions"
+            some = [caption["text"] for captions in source.captions[:8000] for caption in captions]
+            train_tokenizer(some, self.text.vocab_size).save(path)
+        torch.manual_seed(self.denoise.seed)  # the initial weights
+        return TextToVideo(OwnTextEncoder(self.text, Tokenizer.load(path)), Spacetime(self.denoiser))
+
+    def _jobs(self, first_seed: int, count: int, frames: int, fps: float) -> list[Job]:
+        persist = round(self.clips.persist * 100)
+        return [
+            Job(
+                "persist2d" if i % 100 < persist else "phys2d",
+                first_seed + i,
+                self.clips.size,
+                self.clips.frames,
+                self.clips.fps,
+            )
+            for i in range(count)
+        ]
+
+
+CODEC_SEED, DENOISER_SEED = 1_000_000_000, 0
+"""First seeds of the codec's and the denoiser's clips, both among the worlds' training seeds."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to render."""
+
+    world: str
+    seed: int
+    size: tuple[int, int]
+    frames: int
+    fps: float
+
+    @property
+    def key(self) -> str:
+        return f"{self.world}-{self.seed:010d}"
+
+
+Rendered = tuple[Job, np.ndarray, list[dict[str, str]], dict[str, Any]]
+
+
+def render_one(job: Job) -> Rendered:
+    """One training episode: uint8 `(T, H, W, 3)`, its captions and tags."""
+    episode = WORLDS[job.world].sample(job.seed, *job.size, job.frames, job.fps, split="train")
+    texts = {"short": episode.short, "dense": episode.dense, "human": episode.human}
+    captions = [{"text": text, "kind": kind, "source": job.world} for kind, text in texts.items()]
+    return job, episode.video, captions, dict(episode.tags)
+
+
+def rendered(jobs: Sequence[Job], workers: int) -> Iterator[Rendered]:
+    """Episodes in order, rendered by a pool of processes."""
+    if workers < 2 or len(jobs) < 64:
+        yield from map(render_one, jobs)
+        return
+    # spawn: a forked child would inherit torch's threads in an unknown state.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(render_one, jobs, chunksize=16)
+
+
+def _groups(items: Iterator[Rendered], size: int) -> Iterator[list[Rendered]]:
+    group: list[Rendered] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _pixels(video: Tensor) -> Tensor:
+    return Video.from_uint8(video.numpy(), 1.0).pixels
+
+
+def foreground_cells(pixels: Tensor, codec: Codec) -> Tensor:
+    """How much saturated colour each latent cell holds, 0..255: uint8 `(B, T', h, w)`."""
+    mask = foreground_mask(pixels).float()  # (B, 1, T, H, W)
+    st, sh, sw = codec.strides.t, codec.strides.h, codec.strides.w
+    if st > 1:
+        mask = torch.cat([mask[:, :, :1].expand(-1, -1, st - 1, -1, -1), mask], dim=2)  # (B, 1, st * T', H, W)
+    cells = F.avg_pool3d(mask, (st, sh, sw))[:, 0]  # (B, T', h, w)
+    return (cells * 255).round().to(torch.uint8)

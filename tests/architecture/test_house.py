@@ -1,0 +1,104 @@
+"""The house stands as drawn: imports point down, and a few things stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "tubelet"
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        yield path.relative_to(SOURCE).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
+    code = (
+        "import sys; sys.path.insert(0, 'src'); "
+        "from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache'])"
+    )
+    return subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    shutil.copytree(SOURCE, tmp_path / "src" / "tubelet", ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_imports_point_down(copy: Path) -> None:
+    result = lint_imports(copy)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("core/types.py", "import tubelet.nn.attention"),
+        ("models/spacetime.py", "import tubelet.codecs.base"),
+        ("diffusion/paths.py", "import transformers"),
+        ("evaluate/laws.py", "import tubelet.train.loop"),
+    ],
+)
+def test_a_forbidden_import_turns_red(copy: Path, place: str, line: str) -> None:
+    path = copy / "src" / "tubelet" / place
+    path.write_text(path.read_text(encoding="utf-8") + f"\n{line}\n", encoding="utf-8")
+    assert lint_imports(copy).returncode == 1
+
+
+def test_a_new_room_must_be_placed(copy: Path) -> None:
+    room = copy / "src" / "tubelet" / "attic"
+    room.mkdir()
+    (room / "__init__.py").touch()
+    assert lint_imports(copy).returncode == 1
+
+
+def test_the_environment_is_read_only_in_cli_and_runtime() -> None:
+    for name, tree in modules():
+        if name == "cli.py" or name.startswith("runtime/"):
+            continue
+        used = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in ("environ", "getenv")]
+        assert not used, f"{name}:{used} reads the environment"
+
+
+def test_processes_meet_only_in_distributed() -> None:
+    for name, tree in modules():
+        if name.startswith("distributed/"):
+            continue
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(n.startswith("torch.distributed") for n in names), f"{name}:{getattr(node, 'lineno', 0)}"
+
+
+def test_nothing_is_unpickled() -> None:
+    forbidden = {("torch", "load"), ("pickle", "load"), ("pickle", "loads"), ("np", "load"), ("numpy", "load")}
+    for name, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert (node.value.id, node.attr) not in forbidden, f"{name}:{node.lineno} unpickles"
+
+
+def test_every_file_names_a_concept() -> None:
+    for path in SOURCE.rglob("*.py"):
+        assert path.stem not in {"utils", "util", "helpers", "helper", "common", "misc"}, f"{path} names no concept"
+
+
+def test_every_module_says_what_it_is() -> None:
+    for name, tree in modules():
+        if tree.body:
+            assert ast.get_docstring(tree), f"{name} has no docstring"
+
+
+def test_torchvision_is_absent() -> None:
+    assert importlib.util.find_spec("torchvision") is None, "torchvision breaks the CPU torch: uninstall it"

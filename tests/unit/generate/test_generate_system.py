@@ -1,0 +1,322 @@
+"""A tiny random system saved, loaded, used, regenerated; and everything that may be wrong with its folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tubelet
+from tubelet.codecs import build_codec
+from tubelet.core.errors import UserError
+from tubelet.core.files import sha256
+from tubelet.generate import system as room
+from tubelet.generate.clip import Clip, read_settings
+from tubelet.generate.engine import Sampling
+from tubelet.generate.system import System, load, read_config, regenerate, save_system, shipped
+from tubelet.media.decode import decode_uint8
+from tubelet.models.spacetime import Spacetime, SpacetimeConfig
+from tubelet.text.bpe import train
+from tubelet.text.expand import Expansion
+from tubelet.text.own import OwnTextConfig, OwnTextEncoder
+
+TINY = SpacetimeConfig(width=32, depth=2, heads=2, in_channels=4, patch=(2, 2, 2), text_width=32)
+CODEC = {"channels": 4, "fine_width": 16, "coarse_width": 16, "decoder_blocks": [1, 1]}
+
+
+def write(folder: Path, seed: int = 0, **settings) -> Path:
+    torch.manual_seed(seed)
+    codec, denoiser = build_codec("causal_conv", CODEC), Spacetime(TINY)
+    tokenizer = train(["a red ball falls", "a blue box slides left"] * 4, 280)
+    text = OwnTextEncoder(OwnTextConfig(vocab_size=300, width=32, depth=1, heads=2), tokenizer)
+    for parameter in denoiser.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    codec.set_statistics(torch.randn(4) / 3, torch.rand(4) + 0.3)
+    more = {"size": (32, 32), "frames": 5, "fps": 8.0, "defaults": Sampling(steps=2), "training": {"seed": seed}, **settings}
+    save_system(folder, name="tiny", codec=("causal_conv", codec), denoiser=("spacetime", denoiser), text=("own", text), **more)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("systems") / "tiny")
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(folder, tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture(scope="module")
+def system(folder: Path) -> System:
+    return load(folder, device="cpu", dtype="float32")
+
+
+def edit(folder: Path, **changes) -> None:
+    path = folder / "system.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_the_folder_holds_what_it_says(folder: Path) -> None:
+    names = {"system.json", "codec.safetensors", "denoiser.safetensors", "text.safetensors", "tokenizer.json"}
+    assert {p.name for p in folder.iterdir()} == names
+    values = json.loads((folder / "system.json").read_text())
+    assert values["format"] == 1
+    assert values["files"] == {name: sha256(folder / name) for name in sorted(names - {"system.json"})}
+    assert values["denoiser"]["name"] == "spacetime"
+    assert values["prediction"] == "skip"
+    assert values["training"] == {"seed": 0}
+
+
+def test_loading_gives_the_saved_networks(folder: Path, system: System, tmp_path: Path) -> None:
+    again = write(tmp_path / "again")
+    assert {p.name: sha256(p) for p in again.iterdir()} == {p.name: sha256(p) for p in folder.iterdir()}
+    torch.manual_seed(0)
+    codec = build_codec("causal_conv", CODEC)
+    for name, value in codec.named_parameters():
+        torch.testing.assert_close(system.codec.get_parameter(name), value.to(torch.bfloat16).float(), rtol=0, atol=0)
+    assert system.codec.std.dtype == torch.float32
+    assert not torch.equal(system.codec.std, system.codec.std.bfloat16().float()), "statistics are not narrowed"
+    assert not any(p.requires_grad or p.is_meta for p in system.denoiser.parameters())
+    assert not system.denoiser.training
+
+
+def test_loaded_and_built_compute_the_same(system: System) -> None:
+    """Loading skips initialisation: whatever is computed at build time must be there all the same."""
+    plain = build_codec("causal_conv", CODEC).eval()
+    plain.load_state_dict(system.codec.state_dict())
+    latents = torch.randn(1, 4, 3, 4, 4)
+    assert torch.equal(system.codec.decode(latents), plain.decode(latents))
+    denoiser = Spacetime(TINY).eval()
+    denoiser.load_state_dict(system.denoiser.state_dict())
+    condition = system.text.encode(["a red ball"])
+    with torch.inference_mode():
+        expected = denoiser(latents, torch.tensor([0.5]), condition)
+        assert torch.equal(system.denoiser(latents, torch.tensor([0.5]), condition), expected)
+
+
+def test_generate_uses_the_defaults_and_says_all(system: System) -> None:
+    clip = system.generate("a red ball falls", seed=7)
+    assert clip.video.pixels.shape == (1, 3, 5, 32, 32)
+    assert clip.video.fps == 8.0
+    assert clip.settings == {
+        "prompt": "a red ball falls",
+        "text": "a red ball falls",
+        "seed": 7,
+        "size": [32, 32],
+        "frames": 5,
+        "fps": 8.0,
+        "steps": 2,
+        "guidance": 2.0,
+        "interval": [0.0, 1.0],
+        "solver": "dpmpp_2m",
+        "shift": 1.0,
+        "system": "tiny",
+        "digest": system.digest,
+        "dtype": "float32",
+        "device": "cpu",
+        "version": tubelet.__version__,
+    }
+    assert json.loads(json.dumps(clip.settings)) == clip.settings
+    assert set(clip.timings) == {"text", "denoise", "decode"}
+    other = system.generate("a red ball falls", size=(16, 48), frames=3, steps=3, guidance=1.0, solver="euler")
+    assert other.video.pixels.shape == (1, 3, 3, 16, 48)
+    assert [other.settings[n] for n in ("size", "frames", "steps", "guidance", "solver")] == [[16, 48], 3, 3, 1.0, "euler"]
+
+
+def test_a_batch_is_its_singles(system: System) -> None:
+    prompts, seeds = ["a red ball falls", "a blue box slides to the left"], [1, 2]
+    together = system.generate_batch(prompts, seeds)
+    for clip, prompt, seed in zip(together, prompts, seeds, strict=True):
+        alone = system.generate(prompt, seed=seed)
+        assert alone.settings == clip.settings
+        torch.testing.assert_close(alone.video.pixels, clip.video.pixels, rtol=0, atol=2e-5)
+    with pytest.raises(UserError, match="one seed per prompt"):
+        system.generate_batch(prompts, [1])
+
+
+def test_an_expander_is_used_and_both_texts_are_kept(system: System) -> None:
+    class Dense:
+        def expand(self, prompt: str) -> Expansion:
+            return Expansion(prompt, f"{prompt}, on a light ground", "rules")
+
+    clip = system.generate("a red ball", expander=Dense())
+    assert (clip.settings["prompt"], clip.settings["text"]) == ("a red ball", "a red ball, on a light ground")
+    assert torch.equal(clip.video.pixels, system.generate("a red ball, on a light ground").video.pixels)
+    assert torch.equal(regenerate(clip.settings, system).video.pixels, clip.video.pixels)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webp", ".gif", ".png"])
+def test_a_film_is_made_again_from_its_file_byte_for_byte(folder: Path, tmp_path: Path, suffix: str) -> None:
+    first = load(folder, dtype="float32").generate("a réd ball “falls”", seed=5, steps=3, frames=3)
+    path = first.save(tmp_path / f"first{suffix}")
+    settings = read_settings(path)
+    assert settings == first.settings
+    again = regenerate(settings, load(folder, dtype=settings["dtype"])).save(tmp_path / f"again{suffix}")
+    assert again.read_bytes() == path.read_bytes()
+    if suffix != ".png":
+        frames, fps = decode_uint8(path)
+        assert frames.shape == (3, 32, 32, 3)
+        assert fps == pytest.approx(8.0, rel=0.05)
+        assert np.abs(frames.astype(int) - first.video.to_uint8()[0]).mean() < 16  # noise is the hardest of films
+
+
+def test_regenerate_finds_the_system_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "SHIPPED", folder.parent)
+    assert shipped() == ["tiny"]
+    clip = tubelet.load("tiny").generate("a red ball falls")
+    assert torch.equal(regenerate(clip.settings).video.pixels, clip.video.pixels)
+    with pytest.raises(UserError, match=r"no system 'worlds-9'.*tiny"):
+        load("worlds-9")
+
+
+def test_regenerate_refuses_another_system(system: System, tmp_path: Path) -> None:
+    other = load(write(tmp_path / "other", seed=1), dtype="float32")
+    assert other.digest != system.digest
+    clip = system.generate("a red ball")
+    with pytest.raises(UserError) as caught:
+        regenerate(clip.settings, other)
+    assert system.digest[:12] in str(caught.value)
+    assert other.digest[:12] in str(caught.value)
+    wide = load(tmp_path / "other", dtype="bfloat16")
+    with pytest.raises(UserError, match="float32"):
+        regenerate({**clip.settings, "digest": wide.digest}, wide)
+
+
+def test_settings_of_strangers_are_refused(system: System, tmp_path: Path) -> None:
+    good = system.generate("a red ball").settings
+    for change, says in (
+        ({"seed": "5"}, "seed"),
+        ({"size": [32]}, "size"),
+        ({"size": 32}, "size"),
+        ({"steps": 0}, "steps"),
+        ({"frames": 10**9 + 1}, "too large"),
+        ({"solver": "magic"}, "solver"),
+        ({"text": ""}, "empty"),
+        ({"interval": [1, 0]}, "interval"),
+    ):
+        with pytest.raises(UserError, match=says):
+            regenerate({**good, **change}, system)
+    with pytest.raises(UserError, match="'digest'"):
+        regenerate({k: v for k, v in good.items() if k != "digest"}, system)
+    from tubelet.media.encode import save
+
+    path = save(np.zeros((2, 16, 16, 3), np.uint8), tmp_path / "plain.mp4", 8.0, {"settings": "[1]"})
+    with pytest.raises(UserError, match="no settings"):
+        read_settings(path)
+
+
+def test_the_digest_follows_weights_and_settings(folder: Path, copy: Path, tmp_path: Path) -> None:
+    assert read_config(folder).digest == read_config(copy).digest
+    edit(copy, name="other", training={})
+    assert read_config(copy).digest == read_config(folder).digest
+    edit(copy, prediction="velocity")
+    assert read_config(copy).digest != read_config(folder).digest
+
+
+@pytest.mark.parametrize("file", ["codec.safetensors", "denoiser.safetensors", "text.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove"])
+def test_harmed_files_are_found_and_named(copy: Path, file: str, harm: str) -> None:
+    data = bytearray((copy / file).read_bytes())
+    if harm == "remove":
+        (copy / file).unlink()
+    elif harm == "truncate":
+        (copy / file).write_bytes(data[:-7])
+    else:
+        data[len(data) // 2] ^= 1
+        (copy / file).write_bytes(data)
+    with pytest.raises(UserError, match=file) as caught:
+        load(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_harmed_settings_are_found(copy: Path) -> None:
+    good = json.loads((copy / "system.json").read_text())
+    for changes, says in (
+        ({"format": 99}, "update"),
+        ({"wings": 2}, "wings"),
+        ({"denoiser": {"name": "magic", "config": {}}}, "spacetime"),
+        ({"codec": {"name": "magic", "config": {}}}, "causal_conv"),
+        ({"text": {"name": "magic", "config": {}}}, "own"),
+        ({"prediction": "luck"}, "skip"),
+        ({"denoiser": {"name": "spacetime", "config": {**good["denoiser"]["config"], "depth": 3}}}, "does not fit"),
+        ({"denoiser": {"name": "spacetime", "config": {**good["denoiser"]["config"], "in_channels": 5}}}, "does not fit"),
+        ({"defaults": {**good["defaults"], "solver": "magic"}}, "solver"),
+        ({"files": {}}, "lists no"),
+        ({"files": {**good["files"], "../system.json": "0"}}, "missing"),
+        ({"files": {**good["files"], "denoiser.safetensors": 5}}, "strings"),
+        ({"fps": 0.0}, "fps"),
+    ):
+        (copy / "system.json").write_text(json.dumps({**good, **changes}))
+        with pytest.raises(UserError, match=says):
+            load(copy)
+    for broken in ("{", "[]", "", "\x00"):
+        (copy / "system.json").write_text(broken)
+        with pytest.raises(UserError, match=r"system\.json"):
+            load(copy)
+
+
+def test_unknown_systems_are_refused(tmp_path: Path) -> None:
+    for name in ("no-such-system", str(tmp_path / "nowhere"), "..", "", "."):
+        with pytest.raises(UserError):
+            load(name)
+    with pytest.raises(UserError, match=r"holds no system\.json"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="dtype"):
+        load(tmp_path, dtype="int8")
+
+
+def test_wrong_wishes_are_one_sentence(system: System) -> None:
+    for wish, says in (
+        ({"prompt": ""}, "empty"),
+        ({"prompt": "   "}, "empty"),
+        ({"size": (30, 32)}, "height"),
+        ({"size": (32,)}, "size"),
+        ({"frames": 0}, "frames"),
+        ({"frames": 4}, "frames"),
+        ({"frames": 4 * 10**9 + 1}, "too large"),
+        ({"size": (2**20, 2**20)}, "too large"),
+        ({"steps": 0}, "steps"),
+        ({"guidance": -2.0}, "guidance"),
+        ({"solver": "magic"}, "solver"),
+        ({"seed": -1}, "seed"),
+    ):
+        with pytest.raises(UserError, match=says) as caught:
+            system.generate(**{"prompt": "a red ball", **wish})
+        assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    codec, denoiser, text = build_codec("causal_conv", CODEC), Spacetime(TINY), OwnTextEncoder(OwnTextConfig(width=32, heads=2))
+    denoiser.head.weight.data[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"head\.weight"):
+        save_system(
+            tmp_path / "bad", name="bad", codec=("causal_conv", codec), denoiser=("spacetime", denoiser), text=("own", text),
+            size=(32, 32), frames=5, fps=8.0,
+        )  # fmt: skip
+    assert not (tmp_path / "bad" / "system.json").exists()
+
+
+def test_a_clip_refuses_other_suffixes(system: System, tmp_path: Path) -> None:
+    clip = system.generate("a red ball")
+    assert isinstance(clip, Clip)
+    with pytest.raises(UserError, match="mp4"):
+        clip.save(tmp_path / "ball.avi")
+    assert not list(tmp_path.iterdir())
+
+
+def test_loading_needs_neither_media_nor_web_libraries(folder: Path) -> None:
+    """Start-up counts: what a first film does not need is not imported before it."""
+    code = (
+        f"import sys; from tubelet.generate.system import load; load({str(folder)!r}).generate('a red ball');"
+        "print(sorted({'av', 'PIL', 'transformers', 'rich', 'pyarrow', 'torch._dynamo'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert out.strip() == "[]"

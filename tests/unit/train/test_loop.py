@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tubelet.core.errors import UserError
+from tubelet.data.stream import TensorSource
+from tubelet.train.loop import TrainConfig, learning_rate_scale, train
+from tubelet.train.optim import OptimizerConfig, Split
+
+
+def source() -> TensorSource:
+    return TensorSource({"x": torch.randn(32, 4, generator=torch.Generator().manual_seed(0))}, seed=0)
+
+
+def objective(model: nn.Module, batch: dict[str, Any], rng: torch.Generator) -> dict[str, Tensor]:
+    return {"loss": (model(batch["x"]) - batch["x"].flip(1)).square().mean()}
+
+
+def settings(**changes: Any) -> TrainConfig:
+    return TrainConfig(
+        **({"steps": 6, "batch": 8, "precision": "fp32", "device": "cpu", "progress": False, "log_every": 1} | changes)
+    )
+
+
+def test_the_schedule_rises_falls_and_ends_at_zero() -> None:
+    scales = [learning_rate_scale(step, 100, 9) for step in range(101)]
+    assert scales[0] == pytest.approx(0.1)
+    assert scales[4] == pytest.approx(0.5 * 0.96)
+    assert scales[9] == pytest.approx(0.91)
+    assert scales[50] == pytest.approx(0.5)
+    assert scales[99] == pytest.approx(0.01)
+    assert scales[100] == 0.0
+    assert learning_rate_scale(0, 10, 0) == 1.0
+    assert scales.index(max(scales)) == 9
+
+
+def test_accumulated_equals_whole(tmp_path: Path) -> None:
+    results = []
+    for accumulate in (1, 4):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
+        results.append(train(model, objective, source(), settings(accumulate=accumulate), tmp_path / str(accumulate)))
+    for a, b in zip(results[0].model.parameters(), results[1].model.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_the_first_update_is_the_written_one(tmp_path: Path) -> None:
+    """Clipped gradient, warm-up share of the rate, AdamW's first step: sign(g) * rate."""
+    model = nn.Linear(4, 4, bias=False)
+    before = model.weight.detach().clone()
+    config = settings(steps=1, warmup=1, optimizer=OptimizerConfig(kind="adamw", learning_rate_adamw=0.01), clip=1e-2)
+    result = train(model, objective, source(), config, tmp_path)
+    change = before - result.model.weight.detach()  # type: ignore[union-attr]
+    assert torch.allclose(change.abs(), torch.full_like(change, 0.005), rtol=1e-3)
+    assert torch.equal(result.ema.weight, result.model.weight)  # type: ignore[arg-type]
+
+
+def test_an_own_split_is_used(tmp_path: Path) -> None:
+    asked = []
+
+    def own(model: nn.Module) -> Split:
+        asked.append(model)
+        return Split({}, dict(model.named_parameters()))
+
+    train(nn.Linear(4, 4), objective, source(), settings(), tmp_path, split=own)
+    assert len(asked) == 1
+
+
+def test_compiled_equals_eager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which modules are compiled, without a compiler's minutes: the call is recorded, names and weights stay."""
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, *a, **k: compiled.append(self))
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    model = nn.Sequential(Blocks())
+    train(model, objective, source(), settings(compile=True), tmp_path / "a")
+    assert compiled == list(model[0].blocks)  # type: ignore[arg-type]
+    compiled.clear()
+    plain = nn.Linear(4, 4)
+    train(plain, objective, source(), settings(compile=True), tmp_path / "b")
+    assert compiled == [plain]
+
+
+def test_metrics_say_what_was_decided(tmp_path: Path) -> None:
+    result = train(nn.Linear(4, 4), objective, source(), settings(precision="auto", log_every=2, tensorboard=True), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["event"] == "start"
+    assert rows[0]["bf16"] == rows[0]["trial"]["fast"]
+    assert rows[0]["parameters"] == 20
+    assert [row["step"] for row in rows[1:]] == [2, 4, 6]
+    assert rows[-1]["loss"] == result.losses["loss"]
+    assert {"gradient_norm", "scale", "clips_per_second", "share_data", "share_gradient", "share_optimizer"} <= rows[1].keys()
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_the_progress_bar_and_other_threads_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results: list[Any] = []
+
+    def work() -> None:
+        results.append(train(nn.Linear(4, 4), objective, source(), settings(progress=True), tmp_path))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert results[0].finished
+    assert "6/6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"accumulate": 3}, "does not divide"),
+        ({"warmup": -1}, "warmup"),
+        ({"clip": 0.0}, "clip"),
+        ({"clip": float("nan")}, "clip"),
+        ({"checkpoint_minutes": 0.0}, "checkpoint_minutes"),
+        ({"precision": "fp16"}, "precision"),
+        ({"keep": 0}, "keep"),
+    ],
+)
+def test_wrong_settings_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settings(**changes)
+
+
+def test_wrong_places_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        train(nn.Linear(4, 4), objective, source(), settings(), tmp_path / "file")
+    with pytest.raises(UserError, match="device"):
+        train(nn.Linear(4, 4), objective, source(), settings(device="tpu"), tmp_path / "run")
+    with pytest.raises(UserError, match="sigma_rel"):
+        train(nn.Linear(4, 4), objective, source(), settings(ema=0.5), tmp_path / "run")

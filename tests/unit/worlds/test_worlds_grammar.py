@@ -1,0 +1,196 @@
+"""The grammar over its whole product: good English, and read back to what was said."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tubelet.worlds import WORLDS, grammar
+from tubelet.worlds.constants import COLORS, FOODS, SHAPES, SIZES, SPEEDS, STROKES
+
+OBJECTS = [{"size": z, "color": c, "shape": s} for z, c, s in itertools.product(SIZES, COLORS, SHAPES)]
+SIDES = ("left", "right")
+PLACES = ("left", "center", "right")
+
+
+def scenes() -> list[dict[str, Any]]:
+    """Every scene with one object, every stroke and every meal, and every second object after a fixed set of first ones."""
+    found: list[dict[str, Any]] = []
+    for thing in OBJECTS:
+        for side, speed in itertools.product(SIDES, SPEEDS):
+            found.append({"kind": "slide", "objects": [thing], "speed": speed, "direction": side})
+            found.append({"kind": "occlude", "objects": [thing], "speed": speed, "direction": side})
+        for place, moon in itertools.product(PLACES, (False, True)):
+            found.append({"kind": "fall", "objects": [thing], "direction": "down", "place": place} | ({"moon": True} if moon else {}))
+        for count in (1, 2, 3, 4):
+            found += [{"kind": "bounce", "objects": [thing], "count": count, "place": place} for place in PLACES]
+            for kind, side in itertools.product(("bounce", "bounce+occlude"), SIDES):
+                found.append({"kind": kind, "objects": [thing], "count": count, "direction": side})
+        for side, moon in itertools.product(SIDES, (False, True)):
+            found.append({"kind": "parabola", "objects": [thing], "direction": side} | ({"moon": True} if moon else {}))
+    for first, second in itertools.product(OBJECTS[::7], OBJECTS):
+        if first == second:
+            continue
+        for motion, side in itertools.product(("resting", "oncoming"), SIDES):
+            pair = [first, {**second, "motion": motion}]
+            found.append({"kind": "collision", "objects": pair, "speed": "fast", "direction": side})
+        pair = [first, {**second, "motion": "resting"}]
+        found.append({"kind": "fall", "objects": pair, "direction": "down", "place": "left"})
+        found.append({"kind": "bounce", "objects": pair, "count": 2, "place": "center"})
+        found.append({"kind": "collision+parabola", "objects": pair, "direction": "left"})
+    balls = [{"size": z, "color": c, "shape": "ball"} for z, c in itertools.product(SIZES, COLORS)]
+    for n, start in itertools.product((2, 3, 4), range(len(balls))):
+        several = [balls[(start + 9 * k) % len(balls)] for k in range(n)]
+        found.append({"kind": "billiard", "objects": several, "speed": "slowly", "direction": "right"})
+    for food, count, side in itertools.product(FOODS, (1, 2, 3), SIDES):
+        found.append({"kind": "eat", "food": food, "count": count, "side": side})
+    strokes = []
+    for color, stroke in itertools.product(COLORS, STROKES):
+        ways = {"circle": [None], "vertical": ["up", "down"]}.get(stroke, ["left", "right"])
+        strokes += [{"color": color, "stroke": stroke} | ({"direction": way} if way else {}) for way in ways]
+    found += [{"kind": "paint", "strokes": [s]} for s in strokes]
+    found += [{"kind": "paint", "strokes": [a, b, strokes[0]]} for a, b in itertools.product(strokes, strokes[::3])]
+    return found
+
+
+ALL = scenes()
+
+
+def english(text: str) -> None:
+    """Asserts what any caption must satisfy."""
+    assert "  " not in text
+    assert text.strip() == text
+    assert not re.search(r"[{}\[\]]|None|\b(the|a|an) (the|a|an|neither|both)\b|\ba [aeiou]|\ban [^aeiou]|\s[.,]|,,|\.\.", text, re.I), text
+    for a, b in itertools.pairwise(re.findall(r"[a-z]+", text.lower())):
+        assert a != b, text
+
+
+def test_short_captions_are_read_back_over_the_whole_product() -> None:
+    assert len(ALL) > 8000
+    for scene in ALL:
+        text = grammar.compose(scene)
+        english(text)
+        assert text[0].isupper()
+        assert text.endswith(".")
+        assert grammar.parse(text) == scene, text
+
+
+def test_no_two_scenes_share_a_short_caption() -> None:
+    assert len({grammar.compose(scene) for scene in ALL}) == len(ALL)
+
+
+@pytest.mark.parametrize("left_out", ["size", "color"])
+def test_scenes_with_attributes_left_out_are_read_back(left_out: str) -> None:
+    for scene in ALL[::5]:
+        if "objects" not in scene:
+            continue
+        things = [{k: v for k, v in thing.items() if k != left_out} for thing in scene["objects"]]
+        bare = {"kind": scene["kind"], "objects": things}
+        assert grammar.parse(grammar.compose(bare)) == bare
+
+
+@pytest.mark.parametrize("variant", [0, 1, 2])
+def test_dense_captions_are_english_and_hold_everything(variant: int) -> None:
+    times = {"floor": [0.71, 1.4], "collide": [0.5], "apex": [0.4], "enter": [0.5], "exit": [1.2], "leave": [1.8]}
+    times |= {"wall": [1.1], "bite": [0.3, 0.8, 1.4], "stroke_end": [0.6, 1.1, 1.6]}
+    events = sorted((t, kind, (0,)) for kind, moments in times.items() for t in moments)
+    for scene, shown in itertools.product(ALL[variant::5], (events, [])):
+        place = scene.get("place", "left" if scene.get("direction") != "left" else "right")
+        heavier = (None, 0, 1)[variant]
+        text = grammar.describe({**scene, "spin": variant == 0}, shown, place=place, variant=variant, heavier=heavier)
+        english(text)
+        read = grammar.parse(text)
+        for key, value in scene.items():
+            assert read.get(key) == value, (key, text)
+
+
+def test_casual_captions_say_nothing_wrong() -> None:
+    random = np.random.RandomState(3)
+    seen = set()
+    for scene in ALL[::2]:
+        text = grammar.paraphrase(scene, random)
+        seen.add(text)
+        english(text.replace("toast", "loaf"))
+        read = grammar.parse(text)
+        assert read["kind"] == scene["kind"], text
+        for key, value in read.items():
+            if key in ("objects", "strokes"):
+                assert 1 <= len(value) <= len(scene[key]), text
+                for said, true in zip(value, scene[key], strict=False):
+                    assert said.items() <= true.items(), text
+            else:
+                assert scene.get(key) == value, (key, text)
+        if scene.get("moon"):
+            assert read["moon"], text
+    assert len(seen) > 0.6 * len(ALL[::2])
+
+
+@pytest.mark.parametrize(
+    ("table", "key"), [(grammar.COLOR_WORDS, "color"), (grammar.SHAPE_WORDS, "shape"), (grammar.SIZE_WORDS, "size")]
+)
+def test_every_synonym_is_understood(table: dict[str, tuple[str, ...]], key: str) -> None:
+    words = [word for synonyms in table.values() for word in synonyms]
+    assert len(words) == len(set(words))
+    for canonical, synonyms in table.items():
+        assert synonyms[0] == canonical
+        for word in synonyms:
+            text = f"{word} is falling" if key == "shape" else f"{word} ball is falling"
+            assert grammar.parse(text)["objects"][0][key] == canonical, text
+
+
+PROMPTS: list[tuple[str, dict[str, Any]]] = [
+    ("a red ball bounces", {"kind": "bounce", "objects": [{"color": "red", "shape": "ball"}]}),
+    ("crimson sphere falling", {"kind": "fall", "objects": [{"color": "red", "shape": "ball"}]}),
+    ("Big blue box slides right", {"kind": "slide", "objects": [{"size": "large", "color": "blue", "shape": "square"}], "direction": "right"}),
+    ("the donut rolls to the left quickly", {"kind": "slide", "objects": [{"shape": "ring"}], "direction": "left", "speed": "fast"}),
+    ("two balls collide", {"kind": "collision", "objects": [{"shape": "ball"}, {"shape": "ball"}]}),
+    ("red ball hits blue cube", {"kind": "collision", "objects": [{"color": "red", "shape": "ball"}, {"color": "blue", "shape": "square"}]}),
+    ("a ball hits the ground", {"objects": [{"shape": "ball"}]}),
+    ("a ball falls and hits the floor", {"kind": "fall", "objects": [{"shape": "ball"}]}),
+    ("tiny green triangle falls on the moon", {"kind": "fall", "objects": [{"size": "small", "color": "green", "shape": "triangle"}], "moon": True}),
+    ("a yellow hoop goes behind a wall", {"kind": "occlude", "objects": [{"color": "yellow", "shape": "ring"}]}),
+    ("a purple disc comes from the left", {"objects": [{"color": "purple", "shape": "ball"}], "direction": "right"}),
+    ("an orange ball is thrown up from left to right", {"kind": "parabola", "objects": [{"color": "orange", "shape": "ball"}], "direction": "right"}),
+    ("a ball bounces twice on the right side", {"kind": "bounce", "objects": [{"shape": "ball"}], "count": 2, "place": "right"}),
+    ("someone takes two bites of a biscuit", {"kind": "eat", "food": "cookie", "count": 2}),
+    ("an apple is eaten", {"kind": "eat", "food": "apple"}),
+    ("paint a red circle, then a blue vertical line", {"kind": "paint", "strokes": [{"color": "red", "stroke": "circle"}, {"color": "blue", "stroke": "vertical"}]}),
+    ("brush draws crimson horizontal stripe", {"kind": "paint", "strokes": [{"color": "red", "stroke": "horizontal"}]}),
+    ("a pool table with three balls", {"kind": "billiard", "objects": [{"shape": "ball"}] * 3}),
+    ("A red ball and a blue ball. The red ball falls.", {"kind": "fall", "objects": [{"color": "red", "shape": "ball"}, {"color": "blue", "shape": "ball"}]}),
+    ("a ball hits another ball", {"kind": "collision", "objects": [{"shape": "ball"}, {"shape": "ball"}]}),
+    ("a ball bounces and goes behind a wall", {"kind": "bounce+occlude", "objects": [{"shape": "ball"}]}),
+    ("", {}),
+    ("a dog in the snow", {}),
+    ("???!!! 7.5", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "meaning"), PROMPTS)
+def test_human_prompts(text: str, meaning: dict[str, Any]) -> None:
+    assert grammar.parse(text) == meaning
+    assert grammar.parse(text.upper()) == meaning
+    assert grammar.parse(f"  {text} ") == meaning
+
+
+def test_articles() -> None:
+    assert grammar.article("orange ball") == "an orange ball"
+    assert grammar.article("hoop") == "a hoop"
+
+
+@pytest.mark.parametrize("world", ["phys2d", "persist2d"])
+def test_the_captions_of_clips_are_read_back(world: str) -> None:
+    dense = []
+    for seed in range(250):
+        clip = WORLDS[world].sample(seed, 16, 16)
+        scene = clip.tags["scene"]
+        assert grammar.parse(clip.short) == scene
+        read = grammar.parse(clip.dense)
+        assert {key: read.get(key) for key in scene} == scene, clip.dense
+        english(clip.dense)
+        dense.append(len(clip.dense.split()))
+    assert 45 <= np.mean(dense) <= 64
