@@ -56,7 +56,7 @@ class Generate:
     seed: int = 0
     """The same seed and settings give the same bytes on the same machine."""
     expand: bool = True
-    """Rewrite a short prompt into the caption language that the system was trained on (shown with --json)."""
+    """Rewrite the prompt into the kind of caption that the system was trained on, and show it."""
     like: Path | None = None
     """Make this file's film again from the prompt, seed and settings in its metadata."""
     out: Path = Path("out/clip.mp4")
@@ -73,29 +73,32 @@ class Generate:
             _check_output(self.sheet, (".png",))
         if self.like is None and not (self.prompt or "").strip():
             raise UserError('generate needs words, e.g. tubelet generate "a red ball bounces"; add them')
-        from tubelet.generate.system import load
+        if self.like is not None and self.prompt is not None:
+            raise UserError("--like makes a file's film again from its own words; leave out either --like or the words")
+        from tubelet.core.log import progress
+        from tubelet.generate.clip import read_settings
+        from tubelet.generate.system import load, regenerate
 
         if self.like is not None:
-            from tubelet.generate.engine import regenerate
-            from tubelet.media.encode import read_metadata
-
-            settings = read_metadata(self.like)
-            system = load(settings.get("system", self.system))
-            timings = {"start": time.perf_counter() - started}
-            clip = regenerate(system, settings)
+            settings = read_settings(self.like)
+            system = load(settings.get("system", self.system), dtype=settings.get("dtype"))
         else:
-            system = load(self.system)
-            timings = {"start": time.perf_counter() - started}
-            clip = system.generate(
-                self.prompt or "",
-                size=_size(self.size),
-                frames=self.frames,
-                seed=self.seed,
-                steps=self.steps,
-                guidance=self.guidance,
-                expand=self.expand,
-                progress=sys.stderr.isatty() and not self.json,
-            )
+            settings, system = {}, load(self.system)
+        timings = {"start": time.perf_counter() - started}
+        with progress("denoising") as advance:
+            if self.like is not None:
+                clip = regenerate(settings, system, progress=advance)
+            else:
+                clip = system.generate(
+                    self.prompt or "",
+                    size=_size(self.size),
+                    frames=self.frames,
+                    seed=self.seed,
+                    steps=self.steps,
+                    guidance=self.guidance,
+                    expander=_expander() if self.expand else None,
+                    progress=advance,
+                )
         before = time.perf_counter()
         clip.save(self.out)
         if self.sheet is not None:
@@ -103,8 +106,10 @@ class Generate:
         timings |= {**clip.timings, "write": time.perf_counter() - before, "total": time.perf_counter() - started}
         if self.json:
             _print_json({"out": str(self.out), "settings": clip.settings, "timings": timings})
-        else:
-            print(f"{self.out}  ({timings['total']:.1f} s)" + (f"  {self.sheet}" if self.sheet else ""))
+            return
+        if clip.settings["text"] != clip.settings["prompt"]:
+            print(f"read as: {clip.settings['text']}")
+        print(f"{self.out}  ({timings['total']:.1f} s)" + (f"  {self.sheet}" if self.sheet else ""))
 
 
 @dataclass(frozen=True)
@@ -234,6 +239,16 @@ class Models:
         else:
             print(f"{self.name} at {MODELS[self.name].input}")
             print(f"{rows['parameters']:,} parameters, {rows['macs']:,} multiply-accumulates")
+
+
+def _expander() -> Any:
+    """A chat model where one is configured (TUBELET_CHAT_URL, TUBELET_CHAT_MODEL, TUBELET_CHAT_KEY), else the worlds' rules."""
+    from tubelet.text.expand import ChatExpander, RuleExpander
+    from tubelet.worlds.expand import compose_dense, parse_scene
+
+    if url := os.environ.get("TUBELET_CHAT_URL"):
+        return ChatExpander(url, os.environ.get("TUBELET_CHAT_MODEL", ""), os.environ.get("TUBELET_CHAT_KEY"))
+    return RuleExpander(parse_scene, compose_dense)
 
 
 VERBS: dict[str, type] = {"generate": Generate, "train": Train, "evaluate": Evaluate, "worlds": Worlds, "models": Models}

@@ -24,7 +24,8 @@ STRAY_AREA = 0.0045
 def read(clip: np.ndarray | Reading, fps: float = 8.0) -> dict[str, Any]:
     """What a uint8 clip `(T, H, W, 3)` shows, in the words of a caption.
 
-    Keys as in `grammar.parse` (`kind`, `objects` with color, shape, size, main one first, `direction`, `speed`, `place`, `count`;
+    Keys as in `grammar.parse` (`kind`, `objects` with color, shape, size, main one first, `direction`, `speed`, `place`,
+    `count`;
     `strokes` of a painting; `food` of a meal), each present only if it can be read, and `trackable`: every object is one
     blob. Raises UserError on a bad clip.
     """
@@ -68,10 +69,12 @@ def read(clip: np.ndarray | Reading, fps: float = 8.0) -> dict[str, Any]:
 
 
 def follow(clip: np.ndarray | Reading, fps: float, wanted: Scene) -> dict[str, bool]:
-    """Which of the facets that `wanted` names a uint8 clip `(T, H, W, 3)` shows: any of "colour", "shape", "size", "direction", "event".
+    """Which of the facets that `wanted` names a uint8 clip `(T, H, W, 3)` shows: any of "colour", "shape", "size",
+    "direction", "event".
 
     A facet is right when it is right for every object that names it. When a named object cannot be tracked as one blob of
-    its colour, every facet named is wrong. Colour also asks that no stray object of another colour is there. For paintings colour
+    its colour, every facet named is wrong. Colour also asks that no stray object of another colour is there. For paintings
+    colour
     is every stroke's colour, direction every stroke's direction, event the number and kinds of strokes in order; for meals
     event is the food and the number of bites. Raises UserError on a bad clip.
     """
@@ -81,8 +84,8 @@ def follow(clip: np.ndarray | Reading, fps: float, wanted: Scene) -> dict[str, b
         return _follow_paint(reading, wanted)
     if kind == "eat":
         food, bites = food_and_bites(reading)
-        right = food is not None and wanted.get("food", food) == food and bites >= 1 and wanted.get("count", bites) == bites
-        return {"event": right and reading.backdrop == "desk"}
+        eaten = food is not None and wanted.get("food", food) == food and bites >= 1 and wanted.get("count", bites) == bites
+        return {"event": eaten and reading.backdrop == "desk"}
     things = list(wanted.get("objects", []))
     named = {
         "colour": any("color" in o for o in things),
@@ -198,7 +201,8 @@ def _strokes(reading: Reading) -> list[tuple[dict[str, str], Track]]:
         frames = np.flatnonzero(one.area > STRAY_AREA)
         if len(frames) < 2:
             continue
-        mask = (one.mask > 0.5)[frames[-min(4, len(frames)) :]].any(0)
+        # All that was ever painted, so that a later stroke across it does not cut it.
+        mask = (one.mask > 0.5).sum(0) >= 2
         rows, columns = np.nonzero(mask)
         if len(rows) < 4:
             continue
@@ -248,7 +252,7 @@ def food_and_bites(reading: Reading) -> tuple[str | None, int]:
         if lost > 0.002:
             running += lost
             continue
-        bites += running > 0.010
+        bites += running > 0.006
         running = 0.0
     return food, int(bites)
 
@@ -284,7 +288,9 @@ def regrown(reading: Reading) -> float:
     """Share of the food's pixels that are bare table between two times at which they are food: what is eaten must stay gone."""
     brown, apple = _food_mask(reading)
     mask = brown if brown.sum() >= apple.sum() else apple
-    bare = ~mask & (reading.clip.min(-1) > 170)
+    low, high = reading.clip.min(-1), reading.clip.max(-1)
+    # Bare table, or food so pale that the table shines through; the dark mouth is neither.
+    bare = ~mask & ((low > 185) | ((high - low > 30) & (low > 140)))
     gone = np.logical_and(np.logical_or.accumulate(mask), bare)
     back = np.logical_and(np.logical_or.accumulate(gone), mask).sum(0) >= 2
     return float(back.sum()) / max(1, int((mask.sum(0) >= 2).sum()))

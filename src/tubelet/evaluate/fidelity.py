@@ -84,7 +84,8 @@ def ssim(truth: np.ndarray, other: np.ndarray, sigma: float = 1.5, radius: int =
 
 
 def frechet_distance(first: np.ndarray | Tensor, second: np.ndarray | Tensor) -> float:
-    """Frechet distance of two feature sets `(n, D)` and `(m, D)` seen as Gaussians: |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2).
+    """Frechet distance of two feature sets `(n, D)` and `(m, D)` seen as Gaussians: |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1
+    S2)^1/2).
 
     Heusel et al. 2017, eq. 6, with unbiased covariances. The trace of the root is taken from the symmetric product
     S1^1/2 S2 S1^1/2, which has the eigenvalues of S1 S2, so no complex matrix root is needed.

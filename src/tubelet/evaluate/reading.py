@@ -24,7 +24,8 @@ STILL = 0.035
 
 
 class Reading:
-    """Lazy, cached measurements of a uint8 clip `(T, H, W, 3)` at `fps` frames per second. Raises UserError on a bad clip or rate."""
+    """Lazy, cached measurements of a uint8 clip `(T, H, W, 3)` at `fps` frames per second. Raises UserError on a bad clip
+    or rate."""
 
     def __init__(self, clip: np.ndarray, fps: float):
         if not fps > 0:
@@ -105,7 +106,8 @@ def line(t: np.ndarray, values: np.ndarray) -> tuple[float, float]:
 
 
 def bounces(y: np.ndarray, rise: float = 0.02) -> list[int]:
-    """Frames of the lowest points between a descent and a rise of more than `rise` short sides. `y (T,)` may hold gaps (nan)."""
+    """Frames of the lowest points between a descent and a rise of more than `rise` short sides. `y (T,)` may hold gaps
+    (nan)."""
     known = np.flatnonzero(np.isfinite(y))
     low: list[int] = []
     deepest, highest, falling = -np.inf, np.inf, False
@@ -125,7 +127,8 @@ def bounces(y: np.ndarray, rise: float = 0.02) -> list[int]:
 
 
 def flights(y: np.ndarray, usable: np.ndarray, kick: float) -> list[np.ndarray]:
-    """Runs of consecutive usable frames without a push from below: split wherever the second difference of `y` is below `-kick`."""
+    """Runs of consecutive usable frames without a push from below: split wherever the second difference of `y` is below
+    `-kick`."""
     broken = np.zeros(len(y), bool)
     # broken[t]: something happened between frame t and t + 1.
     for t in range(1, len(y) - 1):

@@ -75,7 +75,8 @@ class Track:
 
 @dataclass(frozen=True)
 class Chroma:
-    """The coloured pixels of a clip `(T, H, W)`: flat positions `where`, index of the nearest anchor `owner`, `cover` in [0, 1]."""
+    """The coloured pixels of a clip `(T, H, W)`: flat positions `where`, index of the nearest anchor `owner`, `cover` in
+    [0, 1]."""
 
     frames: int
     height: int
@@ -98,23 +99,26 @@ def chroma(clip: np.ndarray, anchors: Mapping[str, tuple[int, int, int]] = PALET
     spread = np.maximum(np.maximum(r, g), b) - np.minimum(np.minimum(r, g), b)
     where = np.flatnonzero(spread >= CHROMA_GATE)
     seen = _opponent(pixels[where])
-    hue = _neighbourhood(r.astype(np.int16) * 2 - g - b, clip.shape[:3])[where] + 1j * np.float32(np.sqrt(3)) * (
-        _neighbourhood(g.astype(np.int16) - b, clip.shape[:3])[where]
+    hue = (
+        _neighbourhood(r.astype(np.int16) * 2 - g - b, clip.shape[:3])[where]
+        + 1j * np.float32(np.sqrt(3)) * (_neighbourhood(g.astype(np.int16) - b, clip.shape[:3])[where])
     )
     axes = _opponent(np.array(list(anchors.values()), np.float32))
     gap = np.degrees(np.abs(np.angle(hue[:, None] * axes.conj())))  # (pixels, anchors)
     owner = gap.argmin(1)
     axis = axes[owner]
-    level = (axis * axis.conj()).real
+    level = np.square(np.abs(axis))
     # On average over its neighbours a pixel of an object is coloured, a speck of noise on a tinted table is not.
-    near = (gap[np.arange(len(owner)), owner] <= gate) & ((hue * axis.conj()).real > 9 * 2 * SPECK_GATE * level)
+    near = (gap[np.arange(len(owner)), owner] <= gate) & (np.real(hue * axis.conj()) > 9 * 2 * SPECK_GATE * level)
     where, owner = where[near], owner[near]
-    cover = np.clip((seen * axis.conj()).real / level, 0.0, 1.0)[near]
-    return Chroma(*clip.shape[:3], tuple(anchors), where, owner, cover.astype(np.float32))
+    cover = np.clip(np.real(seen * axis.conj()) / level, 0.0, 1.0)[near]
+    frames, height, width = clip.shape[:3]
+    return Chroma(frames, height, width, tuple(anchors), where, owner, cover.astype(np.float32))
 
 
 def _neighbourhood(plane: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Sums over 3 x 3 pixels, flat: orange and yellow lie 20 degrees apart, which noise on one pixel may bridge but not on nine."""
+    """Sums over 3 x 3 pixels, flat: orange and yellow lie 20 degrees apart, which noise on one pixel may bridge but not on
+    nine."""
     frames, height, width = shape
     padded = np.zeros((frames, height + 2, width + 2), np.int16)
     padded[:, 1:-1, 1:-1] = plane.reshape(shape)
@@ -178,7 +182,8 @@ def _follow(name: str, mask: np.ndarray, unit: float) -> Track:
 
 
 def _edges(profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where a profile `(T, n)` first rises above and last falls below one half, in cells, interpolated; the border where it is cut."""
+    """Where a profile `(T, n)` first rises above and last falls below one half, in cells, interpolated; the border where
+    it is cut."""
 
     def rise(p: np.ndarray) -> np.ndarray:
         at = (p >= 0.5).argmax(1)
@@ -219,14 +224,17 @@ def largest_blob(mask: np.ndarray, speck: int = 0) -> tuple[np.ndarray | None, f
     if size == total:
         return None, 1.0
     raw = np.frombuffer(best.to_bytes((height * row + 7) // 8, "little"), np.uint8)
-    return np.unpackbits(raw, count=height * row, bitorder="little").reshape(height, row)[:, :width].astype(bool), size / (total - noise)
+    return np.unpackbits(raw, count=height * row, bitorder="little").reshape(height, row)[:, :width].astype(bool), size / (
+        total - noise
+    )
 
 
 # --- outlines: what shape and size a track has -------------------------------------------------------------------------
 
 
 def _patches(mask: np.ndarray, x: np.ndarray, y: np.ndarray, step: np.ndarray, angle: float = 0.0) -> np.ndarray:
-    """Bilinear samples `(N, _GRID, _GRID)` of `mask (N, H, W)` around pixel positions `x, y` every `step` pixels, turned by `angle`."""
+    """Bilinear samples `(N, _GRID, _GRID)` of `mask (N, H, W)` around pixel positions `x, y` every `step` pixels, turned
+    by `angle`."""
     n, height, width = mask.shape
     offsets = np.arange(_GRID) - _GRID // 2
     cosine, sine = np.cos(angle), np.sin(angle)
@@ -261,13 +269,17 @@ def drawn(shape: str, radius: float, angle: float, side: int, centre: tuple[floa
     elif shape == "square":
         inside = np.maximum(np.abs(u), np.abs(v)) <= SQUARE_HALF * radius
     else:
-        inside = np.max([u * np.sin(a) - v * np.cos(a) for a in np.pi + np.arange(3) * 2 * np.pi / 3], 0) <= TRIANGLE_CIRCUM * radius / 2
+        inside = (
+            np.max([u * np.sin(a) - v * np.cos(a) for a in np.pi + np.arange(3) * 2 * np.pi / 3], 0)
+            <= TRIANGLE_CIRCUM * radius / 2
+        )
     return inside.reshape(side, 4, side, 4).mean((1, 3)).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Templates:
-    """Pictures `(K, _GRID**2)` of every shape, size and angle as the tracker would see them, and each (shape, size)'s soft area."""
+    """Pictures `(K, _GRID**2)` of every shape, size and angle as the tracker would see them, and each (shape, size)'s soft
+    area."""
 
     pictures: np.ndarray
     shape: np.ndarray
@@ -298,8 +310,9 @@ def templates(short: int) -> Templates:
 def _blurred(picture: np.ndarray, sigma: float = 0.9) -> np.ndarray:
     taps = np.exp(-0.5 * (np.arange(-3, 4) / sigma) ** 2)
     taps /= taps.sum()
-    rows = np.apply_along_axis(np.convolve, 0, picture, taps, "same")
-    return np.apply_along_axis(np.convolve, 1, rows, taps, "same")
+    padded = np.pad(picture, 3)
+    rows = np.lib.stride_tricks.sliding_window_view(padded, 7, axis=0) @ taps
+    return np.lib.stride_tricks.sliding_window_view(rows, 7, axis=1) @ taps
 
 
 def _normalised(mask: np.ndarray) -> np.ndarray:
@@ -355,7 +368,8 @@ def trackable(found: Track, shape: str | None = None, size: str | None = None, l
 
 
 def aligned_overlap(found: Track, frames: np.ndarray, enough: float = 1.0) -> np.ndarray:
-    """Soft intersection over union `(len(frames) - 1,)` of consecutive outlines, laid upon each other by their centroids, scale kept.
+    """Soft intersection over union `(len(frames) - 1,)` of consecutive outlines, laid upon each other by their centroids,
+    scale kept.
 
     Pairs below `enough` are tried again turned by up to 60 degrees: a rigid object may spin.
     """

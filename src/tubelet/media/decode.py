@@ -117,7 +117,8 @@ def stream(
     """Yield uint8 `(H, W, 3)` frames from `start` seconds to the end, one at a time, however long the film.
 
     `fps=None` yields every stored frame; otherwise the frame standing at `start + k / fps` for every k, which is right for
-    constant and variable frame rates alike (animated pictures store a frame that repeats once: give their `fps`). `size` (H, W) and `fit` as in `media.resize`.
+    constant and variable rates alike. Animated pictures store a frame that repeats only once: read them with an `fps`.
+    `size` (H, W) and `fit` as in `media.resize`.
     Raises UserError when the file is missing, empty, truncated, damaged or no film, or when `start` lies behind the end.
     """
     path = _checked(path)

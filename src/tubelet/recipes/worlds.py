@@ -246,13 +246,7 @@ class WorldsRecipe:
     def _jobs(self, first_seed: int, count: int, frames: int, fps: float) -> list[Job]:
         persist = round(self.clips.persist * 100)
         return [
-            Job(
-                "persist2d" if i % 100 < persist else "phys2d",
-                first_seed + i,
-                self.clips.size,
-                self.clips.frames,
-                self.clips.fps,
-            )
+            Job("persist2d" if i % 100 < persist else "phys2d", first_seed + i, self.clips.size, frames, fps)
             for i in range(count)
         ]
 

@@ -349,7 +349,7 @@ def describe(
         parts.append("It turns a little about its own center on the way.")
     for t, _, ids in [e for e in events if e[1] == "leave"][:2]:
         name = "It" if len(objects) == 1 else f"{_the(objects[ids[0]])[0].upper()}{_the(objects[ids[0]])[1:]}"
-        parts.append(f"{name} has left the picture {_at(t)}.")
+        parts.append(f"{name} is out of the picture {_at(t)}.")
     if scene.get("moon"):
         parts.append("All this happens on the moon, where things have little weight.")
     return " ".join(parts)
@@ -501,7 +501,7 @@ _PLACE = re.compile(
     r"|\b(?:on|at|near|in) (?:the |its )?(?:far )?(left|right)\b|\b(left|right) side\b|\bcentered\b"
 )
 _SIDE = re.compile(r"\bfrom (?:the )?(left|right)\b")
-_BARE = re.compile(r"\b(left|right)\b")
+_BARE = re.compile(r"(?<!has )(?<!have )(?<!is )(?<!are )\b(left|right)\b")
 _DOWN = re.compile(r"\b(?:straight down|downwards?|down|to the ground|onto the floor|to the floor|onto the ground)\b")
 _MOON = re.compile(r"\b(?:moon|lunar)\b")
 _COUNT = tuple((re.compile(rf"\b{re.escape(phrase)}\b"), n) for n, phrases in COUNT_WORDS.items() for phrase in phrases)

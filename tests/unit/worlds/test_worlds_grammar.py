@@ -25,7 +25,9 @@ def scenes() -> list[dict[str, Any]]:
             found.append({"kind": "slide", "objects": [thing], "speed": speed, "direction": side})
             found.append({"kind": "occlude", "objects": [thing], "speed": speed, "direction": side})
         for place, moon in itertools.product(PLACES, (False, True)):
-            found.append({"kind": "fall", "objects": [thing], "direction": "down", "place": place} | ({"moon": True} if moon else {}))
+            found.append(
+                {"kind": "fall", "objects": [thing], "direction": "down", "place": place} | ({"moon": True} if moon else {})
+            )
         for count in (1, 2, 3, 4):
             found += [{"kind": "bounce", "objects": [thing], "count": count, "place": place} for place in PLACES]
             for kind, side in itertools.product(("bounce", "bounce+occlude"), SIDES):
@@ -64,7 +66,9 @@ def english(text: str) -> None:
     """Asserts what any caption must satisfy."""
     assert "  " not in text
     assert text.strip() == text
-    assert not re.search(r"[{}\[\]]|None|\b(the|a|an) (the|a|an|neither|both)\b|\ba [aeiou]|\ban [^aeiou]|\s[.,]|,,|\.\.", text, re.I), text
+    assert not re.search(
+        r"[{}\[\]]|None|\b(the|a|an) (the|a|an|neither|both)\b|\ba [aeiou]|\ban [^aeiou]|\s[.,]|,,|\.\.", text, re.I
+    ), text
     for a, b in itertools.pairwise(re.findall(r"[a-z]+", text.lower())):
         assert a != b, text
 
@@ -145,29 +149,54 @@ def test_every_synonym_is_understood(table: dict[str, tuple[str, ...]], key: str
 PROMPTS: list[tuple[str, dict[str, Any]]] = [
     ("a red ball bounces", {"kind": "bounce", "objects": [{"color": "red", "shape": "ball"}]}),
     ("crimson sphere falling", {"kind": "fall", "objects": [{"color": "red", "shape": "ball"}]}),
-    ("Big blue box slides right", {"kind": "slide", "objects": [{"size": "large", "color": "blue", "shape": "square"}], "direction": "right"}),
-    ("the donut rolls to the left quickly", {"kind": "slide", "objects": [{"shape": "ring"}], "direction": "left", "speed": "fast"}),
+    (
+        "Big blue box slides right",
+        {"kind": "slide", "objects": [{"size": "large", "color": "blue", "shape": "square"}], "direction": "right"},
+    ),
+    (
+        "the donut rolls to the left quickly",
+        {"kind": "slide", "objects": [{"shape": "ring"}], "direction": "left", "speed": "fast"},
+    ),
     ("two balls collide", {"kind": "collision", "objects": [{"shape": "ball"}, {"shape": "ball"}]}),
-    ("red ball hits blue cube", {"kind": "collision", "objects": [{"color": "red", "shape": "ball"}, {"color": "blue", "shape": "square"}]}),
+    (
+        "red ball hits blue cube",
+        {"kind": "collision", "objects": [{"color": "red", "shape": "ball"}, {"color": "blue", "shape": "square"}]},
+    ),
+    ("a ball that has left the frame", {"objects": [{"shape": "ball"}]}),
     ("a ball hits the ground", {"objects": [{"shape": "ball"}]}),
     ("a ball falls and hits the floor", {"kind": "fall", "objects": [{"shape": "ball"}]}),
-    ("tiny green triangle falls on the moon", {"kind": "fall", "objects": [{"size": "small", "color": "green", "shape": "triangle"}], "moon": True}),
+    (
+        "tiny green triangle falls on the moon",
+        {"kind": "fall", "objects": [{"size": "small", "color": "green", "shape": "triangle"}], "moon": True},
+    ),
     ("a yellow hoop goes behind a wall", {"kind": "occlude", "objects": [{"color": "yellow", "shape": "ring"}]}),
     ("a purple disc comes from the left", {"objects": [{"color": "purple", "shape": "ball"}], "direction": "right"}),
-    ("an orange ball is thrown up from left to right", {"kind": "parabola", "objects": [{"color": "orange", "shape": "ball"}], "direction": "right"}),
-    ("a ball bounces twice on the right side", {"kind": "bounce", "objects": [{"shape": "ball"}], "count": 2, "place": "right"}),
+    (
+        "an orange ball is thrown up from left to right",
+        {"kind": "parabola", "objects": [{"color": "orange", "shape": "ball"}], "direction": "right"},
+    ),
+    (
+        "a ball bounces twice on the right side",
+        {"kind": "bounce", "objects": [{"shape": "ball"}], "count": 2, "place": "right"},
+    ),
     ("someone takes two bites of a biscuit", {"kind": "eat", "food": "cookie", "count": 2}),
     ("an apple is eaten", {"kind": "eat", "food": "apple"}),
-    ("paint a red circle, then a blue vertical line", {"kind": "paint", "strokes": [{"color": "red", "stroke": "circle"}, {"color": "blue", "stroke": "vertical"}]}),
+    (
+        "paint a red circle, then a blue vertical line",
+        {"kind": "paint", "strokes": [{"color": "red", "stroke": "circle"}, {"color": "blue", "stroke": "vertical"}]},
+    ),
     ("brush draws crimson horizontal stripe", {"kind": "paint", "strokes": [{"color": "red", "stroke": "horizontal"}]}),
     ("a pool table with three balls", {"kind": "billiard", "objects": [{"shape": "ball"}] * 3}),
-    ("A red ball and a blue ball. The red ball falls.", {"kind": "fall", "objects": [{"color": "red", "shape": "ball"}, {"color": "blue", "shape": "ball"}]}),
+    (
+        "A red ball and a blue ball. The red ball falls.",
+        {"kind": "fall", "objects": [{"color": "red", "shape": "ball"}, {"color": "blue", "shape": "ball"}]},
+    ),
     ("a ball hits another ball", {"kind": "collision", "objects": [{"shape": "ball"}, {"shape": "ball"}]}),
     ("a ball bounces and goes behind a wall", {"kind": "bounce+occlude", "objects": [{"shape": "ball"}]}),
     ("", {}),
     ("a dog in the snow", {}),
     ("???!!! 7.5", {}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "meaning"), PROMPTS)
