@@ -2,98 +2,89 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
+import math
 import os
+import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
+from tubelet import __version__
 from tubelet.core.errors import UserError
 
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    """`64x112` (height x width) as a pair."""
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.isdigit() for p in parts):
-        raise UserError(f"--size must look like 64x64 (height x width), got {text!r}; correct it")
-    return int(parts[0]), int(parts[1])
-
-
-def _check_output(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Refuse an output that could not be written before any work is done."""
-    if path.suffix.lower() not in suffixes:
-        raise UserError(f"{path} must end in one of {', '.join(suffixes)}; rename it")
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
-        raise UserError(f"cannot write {path}; choose a place that you may write to")
+DEFAULT_SYSTEM = "worlds-64"
+FILMS, PICTURES = (".mp4", ".webp", ".gif", ".png"), (".png",)
 
 
 @dataclass(frozen=True)
 class Generate:
     """Words in, film out."""
 
-    prompt: Annotated[str | None, tyro.conf.Positional] = None
+    prompt: Annotated[Positional[str], arg(metavar="WORDS", help_behavior_hint="")] = ""
     """What to show, e.g. "a red ball bounces"."""
-    system: str = "worlds-64"
-    """A shipped system's name or a folder that holds one."""
-    size: str | None = None
-    """Height x width in pixels, e.g. 64x64 (default: the system's native size)."""
-    frames: int | None = None
-    """How many frames (default: the system's native length)."""
-    steps: int | None = None
-    """Solver steps (default: the system's)."""
-    guidance: float | None = None
-    """Strength of classifier-free guidance; 1 is none (default: the system's)."""
-    seed: int = 0
+    system: Annotated[str | None, arg(metavar="NAME|FOLDER", help_behavior_hint="(default: worlds-64)")] = None
+    """A shipped system's name, or a folder that holds one."""
+    size: Annotated[str | None, arg(metavar="HxW", help_behavior_hint="(default: the system's)")] = None
+    """Height x width in pixels, e.g. 64x64."""
+    frames: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the system's)")] = None
+    """How many frames."""
+    steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the system's)")] = None
+    """Solver steps."""
+    guidance: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: the system's)")] = None
+    """Strength of classifier-free guidance; 1 is none."""
+    seed: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 0)")] = None
     """The same seed and settings give the same bytes on the same machine."""
-    expand: bool = True
-    """Rewrite the prompt into the kind of caption that the system was trained on, and show it."""
-    like: Path | None = None
-    """Make this file's film again from the prompt, seed and settings in its metadata."""
-    out: Path = Path("out/clip.mp4")
+    expand: Annotated[bool, arg(help_behavior_hint="")] = True
+    """Give the words to the model as they are, not rewritten into the kind of caption that it was trained on."""
+    like: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Make this file's film again, byte for byte, from the words, seed and settings in its metadata."""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("out/clip.mp4")
     """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
-    sheet: Path | None = None
+    sheet: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Also write a contact sheet (.png)."""
-    json: bool = False
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
     """Print settings and timings as JSON."""
 
     def __call__(self) -> None:
         started = time.perf_counter()
-        _check_output(self.out, (".mp4", ".webp", ".gif", ".png"))
+        _check_output(self.out, FILMS)
         if self.sheet is not None:
-            _check_output(self.sheet, (".png",))
-        if self.like is None and not (self.prompt or "").strip():
-            raise UserError('generate needs words, e.g. tubelet generate "a red ball bounces"; add them')
-        if self.like is not None and self.prompt is not None:
-            raise UserError("--like makes a file's film again from its own words; leave out either --like or the words")
+            _check_output(self.sheet, PICTURES)
+            if self.sheet.resolve() == self.out.resolve():
+                raise UserError(f"--out and --sheet are both {self.out}; give one of them another name")
+        size = _size(self.size)
+        if self.like is not None:
+            self._refuse_beside_like()
+        elif not self.prompt.strip():
+            raise UserError('generate needs words that say what to show; for example tubelet generate "a red ball bounces"')
         from tubelet.core.log import progress
-        from tubelet.generate.clip import read_settings
         from tubelet.generate.system import load, regenerate
 
         if self.like is not None:
-            settings = read_settings(self.like)
-            system = load(settings.get("system", self.system), dtype=settings.get("dtype"))
+            settings = _recorded(self.like)
+            system = load(_maker(settings, self.like, self.system), dtype=str(settings.get("dtype")))
         else:
-            settings, system = {}, load(self.system)
+            settings, system = {}, load(self.system or DEFAULT_SYSTEM)
         timings = {"start": time.perf_counter() - started}
         with progress("denoising") as advance:
             if self.like is not None:
                 clip = regenerate(settings, system, progress=advance)
             else:
                 clip = system.generate(
-                    self.prompt or "",
-                    size=_size(self.size),
+                    self.prompt,
+                    size=size,
                     frames=self.frames,
-                    seed=self.seed,
+                    seed=self.seed or 0,
                     steps=self.steps,
                     guidance=self.guidance,
                     expander=_expander() if self.expand else None,
@@ -111,91 +102,112 @@ class Generate:
             print(f"read as: {clip.settings['text']}")
         print(f"{self.out}  ({timings['total']:.1f} s)" + (f"  {self.sheet}" if self.sheet else ""))
 
+    def _refuse_beside_like(self) -> None:
+        """What the file decides cannot be asked for again."""
+        given = {
+            "the words": self.prompt,
+            "--size": self.size,
+            "--frames": self.frames,
+            "--steps": self.steps,
+            "--guidance": self.guidance,
+            "--seed": self.seed,
+            "--no-expand": None if self.expand else "",
+        }
+        beside = [name for name, value in given.items() if value is not None and (name != "the words" or value)]
+        if beside:
+            raise UserError(f"--like takes everything from the file; leave out {beside[0]}, or --like")
+
 
 @dataclass(frozen=True)
 class Train:
     """Train a recipe; the same command resumes it."""
 
-    recipe: Annotated[str, tyro.conf.Positional]
-    """A recipe's name: see `tubelet train --help` of the docs, or docs/recipes.md."""
-    out: Path | None = None
-    """Folder for checkpoints, metrics and samples (default: runs/RECIPE)."""
-    set: tuple[str, ...] = ()
-    """Override settings of the recipe: key=value, e.g. --set denoiser.steps=100."""
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
+    """smoke, worlds-64, or another of docs/recipes.md."""
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE)")] = None
+    """Where the run lives: clips, checkpoints, metrics, samples, and the system in the end."""
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help_behavior_hint="(repeatable)")] = ()
+    """Override one setting of the recipe, e.g. --set denoise.steps=100."""
 
     def __call__(self) -> None:
         from tubelet.recipes import run
 
-        run(self.recipe, self.out or Path("runs") / self.recipe, self.set)
+        if not run(self.recipe, self.out or Path("runs") / self.recipe, self.set):
+            raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """Read caption following and physics from a system's films, beside floors, ceilings and violated controls."""
 
-    system: Annotated[str, tyro.conf.Positional] = "worlds-64"
-    """A shipped system's name or a folder that holds one."""
+    system: Annotated[Positional[str], arg(metavar="NAME|FOLDER")] = DEFAULT_SYSTEM
+    """A shipped system's name, or a folder that holds one."""
     n: int = 200
     """Prompts per figure."""
     samples: int = 4
     """Films per prompt."""
-    human: bool = False
+    human: Annotated[bool, arg(help_behavior_hint="")] = False
     """Evaluate the 30 human prompts instead."""
-    sheet: Path | None = None
+    sheet: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write a contact sheet of the first films (.png)."""
-    json: bool = False
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
     """Print one flat object of name -> number."""
 
     def __call__(self) -> None:
         if self.n < 1 or self.samples < 1:
             raise UserError(f"--n and --samples must be at least 1, got {self.n} and {self.samples}; raise them")
         if self.sheet is not None:
-            _check_output(self.sheet, (".png",))
+            _check_output(self.sheet, PICTURES)
         from tubelet.evaluate.report import evaluate_human, evaluate_system, table
         from tubelet.generate.system import load
 
-        system = load(self.system)
+        system: Any = load(self.system)
+        native: dict[str, Any] = {"size": system.config.size, "frames": system.config.frames}
         if self.human:
-            figures = evaluate_human(system, samples=self.samples, sheet=self.sheet)
+            figures = evaluate_human(system, samples=self.samples, sheet=self.sheet, **native)
         else:
-            figures = evaluate_system(system, n=self.n, samples=self.samples, sheet=self.sheet)
-        _print_json(figures) if self.json else print(table(figures))
+            fps = system.config.fps
+            figures = evaluate_system(system, n=self.n, samples=self.samples, sheet=self.sheet, fps=fps, **native)
+        if self.json:
+            _print_json(figures)
+        else:
+            print(table(figures))
 
 
 @dataclass(frozen=True)
 class Worlds:
-    """Show a simulated world."""
+    """Show clips of a simulated world."""
 
-    world: Annotated[str, tyro.conf.Positional] = "phys2d"
+    world: Annotated[Positional[str], arg(metavar="WORLD")] = "phys2d"
     """phys2d or persist2d."""
     n: int = 8
     """How many clips."""
     seed: int = 0
-    """First seed."""
-    size: str = "64x64"
+    """First seed; each clip takes the next."""
+    size: Annotated[str, arg(metavar="HxW")] = "64x64"
     """Height x width in pixels."""
     frames: int = 17
     """Frames per clip."""
     fps: float = 8.0
     """Frames per second."""
-    kind: str | None = None
-    """Only this kind of event."""
-    split: str = "train"
-    """train, held_out, or another split of docs/worlds.md."""
-    sheet: Path | None = None
+    kind: Annotated[str | None, arg(metavar="KIND", help_behavior_hint="(default: drawn from the seed)")] = None
+    """Only this kind of event; docs/worlds.md lists them."""
+    split: Annotated[str, arg(metavar="SPLIT")] = "train"
+    """Which compositions may appear; docs/worlds.md lists the splits."""
+    sheet: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write a contact sheet (.png)."""
-    json: bool = False
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
     """Print captions, events and tags as JSON."""
 
     def __call__(self) -> None:
         from tubelet.worlds import WORLDS
 
         if self.world not in WORLDS:
-            raise UserError(f"there is no world {self.world!r}; there are {', '.join(WORLDS)}")
+            raise UserError(f"there is no world {self.world!r}; choose one of {', '.join(WORLDS)}")
         if self.n < 1:
             raise UserError(f"--n must be at least 1, got {self.n}; raise it")
         if self.sheet is not None:
-            _check_output(self.sheet, (".png",))
+            _check_output(self.sheet, PICTURES)
         height, width = _size(self.size) or (64, 64)
         episodes = [
             WORLDS[self.world].sample(self.seed + i, height, width, self.frames, self.fps, kind=self.kind, split=self.split)
@@ -216,29 +228,137 @@ class Worlds:
 
 @dataclass(frozen=True)
 class Models:
-    """List the catalogue, or count one model's parameters and multiply-accumulates."""
+    """List the catalogue of models, or count one's parameters and multiply-accumulates."""
 
-    name: Annotated[str | None, tyro.conf.Positional] = None
-    """A model of the catalogue."""
-    json: bool = False
+    name: Annotated[Positional[str], arg(metavar="MODEL", help_behavior_hint="(default: list all)")] = ""
+    """A model of the catalogue, e.g. Spacetime-XS."""
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
     """Print JSON."""
 
     def __call__(self) -> None:
-        from tubelet.models import MODELS, count
+        from tubelet.models import MODELS, count, find
 
-        if self.name is None:
-            rows: Any = {name: {"input": entry.input, "source": entry.source} for name, entry in MODELS.items()}
-        elif self.name in MODELS:
-            rows = {"name": self.name, **count(self.name)}
+        stated = {name: entry.stated(entry.config) for name, entry in MODELS.items()}
+        if not self.name:
+            rows: Any = {name: {"input": text} for name, text in stated.items()}
+            lines = [f"{name:16} {text}" for name, text in stated.items()]
         else:
-            raise UserError(f"there is no model {self.name!r}; there are {', '.join(MODELS)}")
+            entry = find(self.name)
+            name = next(known for known, other in MODELS.items() if other is entry)
+            rows = {"name": name, "input": stated[name], **count(name)}
+            lines = [
+                f"{name} on {stated[name]}",
+                f"{rows['parameters']:,} parameters",
+                f"{rows['macs']:,} multiply-accumulates",
+            ]
         if self.json:
             _print_json(rows)
-        elif self.name is None:
-            print("\n".join(f"{name:24} {row['input']}" for name, row in rows.items()))
         else:
-            print(f"{self.name} at {MODELS[self.name].input}")
-            print(f"{rows['parameters']:,} parameters, {rows['macs']:,} multiply-accumulates")
+            print("\n".join(lines))
+
+
+VERBS: dict[str, type] = {"generate": Generate, "train": Train, "evaluate": Evaluate, "worlds": Worlds, "models": Models}
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line. Exit code 0, 2 for a wrong input (one sentence on stderr), 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments == ["--version"]:
+            print(f"tubelet {__version__}")
+        else:
+            _parse(arguments)()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"tubelet: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        training = arguments[:1] == ["train"]
+        print("tubelet: stopped" + ("; the same command resumes it" if training else ""), file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
+
+
+def _parse(arguments: list[str]) -> Any:
+    """The verb with its settings. Raises UserError where tyro would draw a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                VERBS,
+                prog="tubelet",
+                description="The open Sora system: words in, film out. `tubelet --version` says which one this is.",
+                args=arguments,
+                config=(FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+    verb = arguments[0] if arguments and arguments[0] in VERBS else ""
+    complaint = _complaint(said.getvalue())
+    if verb == "generate" and complaint.startswith("unrecognized") and "--" not in complaint:
+        complaint += " (words of more than one go in quotes)"
+    raise UserError(f"{complaint}; see {' '.join(['tubelet', verb]).strip()} --help")
+
+
+def _complaint(box: str) -> str:
+    """What a box of tyro says, without the frame and what follows the first rule."""
+    rows = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    text = " ".join(" ".join(rows).split("───")[0].split()).rstrip(".")
+    if found := re.match(r"Error parsing (\S+):.* from \[(.*?)\]", text):
+        return f"{found[1]} cannot be {found[2]}"
+    if found := re.match(r"Missing from tubelet.*?: (\S+)", text):
+        return f"{found[1]} is missing"
+    if found := re.match(r"Missing value for argument '(\S+)'", text):
+        return f"{found[1]} needs a value"
+    return text[:1].lower() + text[1:]
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """`64x112` (height x width) as a pair."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", text)
+    if found is None:
+        raise UserError(f"--size must look like 64x64 (height x width), got {text!r}; correct it")
+    return int(found[1]), int(found[2])
+
+
+def _check_output(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse an output that could not be written before any work is done."""
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{path} must end in {' or '.join(suffixes)}; rename it")
+    try:
+        folder = path.parent
+        while not folder.exists():
+            folder = folder.parent
+        good = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) and not path.is_dir()
+    except OSError:  # a name that is too long, for one
+        good = False
+    if not good:
+        raise UserError(f"cannot write {path}; choose a place that you may write to")
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    from tubelet.generate.clip import read_settings
+
+    return read_settings(path)
+
+
+def _maker(settings: dict[str, Any], path: Path, given: str | None) -> str:
+    """The system to load for a file: the one given, else the one that it names."""
+    from tubelet.generate.system import find
+
+    if given is not None:
+        return given
+    name = str(settings.get("system", ""))
+    try:
+        find(name)
+    except UserError as error:
+        raise UserError(f"{path} was made by {name!r}, which is not a shipped system; give its folder with --system") from error
+    return name
 
 
 def _expander() -> Any:
@@ -251,39 +371,23 @@ def _expander() -> Any:
     return RuleExpander(parse_scene, compose_dense)
 
 
-VERBS: dict[str, type] = {"generate": Generate, "train": Train, "evaluate": Evaluate, "worlds": Worlds, "models": Models}
-
-
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, default=_plain))
+    print(json.dumps(_plain(value), indent=1, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
-    """Numpy values and paths, as JSON can hold them."""
+    """JSON values of numpy's, of paths and of dataclasses; what is no number is null, which JSON can hold."""
     if hasattr(value, "tolist"):
-        return value.tolist()
+        value = value.tolist()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return str(value)
-
-
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line. Exit code 0, 2 for a wrong input (one sentence on stderr), 130 when interrupted."""
-    try:
-        verb = tyro.extras.subcommand_cli_from_dict(
-            VERBS, prog="tubelet", description="The open Sora system: words in, film out.", args=arguments
-        )
-        verb()
-    except UserError as error:
-        print(f"tubelet: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("tubelet: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    sys.exit(0)
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
 
 
 if __name__ == "__main__":

@@ -22,30 +22,45 @@ RECIPES: dict[str, str] = {
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Any:
-    """A recipe's configuration. Raises UserError on an unknown recipe or setting."""
+    """A recipe's configuration; an override is `place.key=value`, the value JSON or a plain word.
+
+    Raises UserError on an unknown recipe or setting, and on a value of the wrong kind or range.
+    """
     from tubelet.core.config import from_dict, to_dict
 
     if name not in RECIPES:
-        raise UserError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
+        raise UserError(f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}")
     config = importlib.import_module(RECIPES[name]).recipe()
     values = to_dict(config)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise UserError(f"--set takes key=value, got {override!r}; for example --set denoise.steps=100")
-        place: Any = values
-        *path, last = key.split(".")
-        for part in path:
-            place = place.get(part) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last not in place:
-            raise UserError(f"recipe {name} has no setting {key!r}; its settings are {', '.join(values)}")
-        try:
-            place[last] = json.loads(text)
-        except json.JSONDecodeError:
-            place[last] = text
+        _place(name, values, key, text)
     return from_dict(type(config), values)
 
 
-def run(name: str, folder: Path, overrides: Sequence[str] = ()) -> None:
-    """Run a recipe in a folder, or go on where it stopped."""
-    load_recipe(name, overrides).run(folder)
+def _place(name: str, values: dict[str, Any], key: str, text: str) -> None:
+    """Put one override where its key says."""
+    place: Any = values
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(place, dict):
+            raise UserError(f"{'.'.join(parts[:depth])} of recipe {name} is a plain value; set it as a whole")
+        if part not in place:
+            where = " ".join(["recipe", name, ".".join(parts[:depth])]).strip()
+            raise UserError(f"{where} has no setting {part!r}; choose one of {', '.join(place)}")
+        if depth < len(parts) - 1:
+            place = place[part]
+    try:
+        place[parts[-1]] = json.loads(text)
+    except json.JSONDecodeError:
+        place[parts[-1]] = text
+
+
+def run(name: str, folder: Path, overrides: Sequence[str] = ()) -> bool:
+    """Run a recipe in a folder, or go on where it stopped. False when it was stopped before its end.
+
+    Raises UserError as `load_recipe`, when the folder holds another run, and when it cannot be written.
+    """
+    return load_recipe(name, overrides).run(folder) != folder

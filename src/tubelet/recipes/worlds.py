@@ -10,23 +10,22 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tubelet.codecs import build_codec
 from tubelet.codecs.base import Codec
 from tubelet.codecs.causal_conv import CausalConvConfig
-from tubelet.codecs.losses import CodecLossConfig, CodecObjective, foreground_mask
+from tubelet.codecs.losses import CodecLossConfig, CodecObjective
 from tubelet.codecs.transformer import TransformerConfig
 from tubelet.core.config import to_dict
 from tubelet.core.errors import UserError
 from tubelet.core.files import read_json, write_json
 from tubelet.core.log import note, progress
-from tubelet.core.types import Video
+from tubelet.core.types import Strides, Video
 from tubelet.core.weights import load_module, save_module
 from tubelet.data.schema import Record
 from tubelet.data.shards import ShardDataset, ShardWriter
@@ -44,7 +43,7 @@ from tubelet.text.bpe import train as train_tokenizer
 from tubelet.text.own import OwnTextConfig, OwnTextEncoder
 from tubelet.train.loop import TrainConfig, load_average, train
 from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective
-from tubelet.worlds import WORLDS
+from tubelet.worlds import WORLDS, foreground
 
 PROMPTS = (
     "A large red ball bounces once.",
@@ -66,7 +65,7 @@ class Clips:
     codec_frames: int = 5
     """Their length. A codec that sees one frame at a time learns more from many short clips."""
     codec_fps: float = 2.0
-    denoiser: int = 40_000
+    denoiser: int = 24_000
     """Clips kept as latents, for the denoiser."""
     persist: float = 0.22
     """Share of persist2d; the rest is phys2d."""
@@ -82,11 +81,14 @@ class WorldsRecipe:
     name: str
     codec_train: TrainConfig
     denoise: TrainConfig
+    decoder_train: TrainConfig | None = None
+    """Trains the decoder alone, last: the latents stay what the denoiser has learned, their rendering gets sharper."""
     clips: Clips = field(default_factory=Clips)
     codec: Literal["causal_conv", "transformer"] = "causal_conv"
     causal_conv: CausalConvConfig = field(default_factory=CausalConvConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     codec_loss: CodecLossConfig = field(default_factory=CodecLossConfig)
+    decoder_loss: CodecLossConfig = field(default_factory=lambda: CodecLossConfig(noise=0.1))
     denoiser: SpacetimeConfig = field(default_factory=SpacetimeConfig)
     text: OwnTextConfig = field(default_factory=OwnTextConfig)
     captions: dict[str, float] = field(default_factory=lambda: {"short": 0.5, "human": 0.3, "dense": 0.2})
@@ -105,7 +107,7 @@ class WorldsRecipe:
         use_fast_attention()
         self._claim(folder)
         clock: dict[str, float] = {}
-        for stage in (self.render, self.train_codec, self.encode, self.train_denoiser, self.export):
+        for stage in (self.render, self.train_codec, self.encode, self.train_denoiser, self.train_decoder, self.export):
             done = folder / f"{stage.__name__}.json"
             if done.exists():
                 clock |= read_json(done)
@@ -142,7 +144,7 @@ class WorldsRecipe:
                 for job in self._jobs(CODEC_SEED, self.clips.codec, self.clips.codec_frames, self.clips.codec_fps)
                 if job.key not in writer
             ]
-            for done, (job, video, captions, _) in enumerate(rendered(jobs, self.workers), start=1):
+            for done, (job, video, _, captions) in enumerate(rendered(jobs, self.workers), start=1):
                 meta = {"captions": captions, "fps": job.fps, "seed": job.seed, "world": job.world}
                 writer.add(Record(job.key, {"video": torch.from_numpy(video)}, meta))
                 advance(done, len(jobs))
@@ -177,11 +179,11 @@ class WorldsRecipe:
             ]
             done = 0
             for group in _groups(rendered(jobs, self.workers), 32):
-                pixels = _pixels(torch.from_numpy(np.stack([video for _, video, _, _ in group]))).to(device)
+                pixels = _pixels(torch.from_numpy(np.stack([video for _, video, _, _ in group])).to(device))
                 with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     latents = codec.encode(pixels).to(torch.bfloat16).cpu()  # (n, C, T', h, w)
-                weights = foreground_cells(pixels, codec).cpu()  # (n, T', h, w)
-                for (job, _, captions, _), latent, weight in zip(group, latents, weights, strict=True):
+                for (job, _, colour, captions), latent in zip(group, latents, strict=True):
+                    weight = foreground_cells(colour, codec.strides)  # (T', h, w)
                     meta = {"captions": captions, "fps": job.fps, "seed": job.seed, "world": job.world}
                     writer.add(Record(job.key, {"latent": latent, "foreground": weight}, meta))
                 done += len(group)
@@ -206,6 +208,19 @@ class WorldsRecipe:
 
         return train(model, objective, source, self.denoise, folder / "denoiser", sample=sample).finished
 
+    def train_decoder(self, folder: Path) -> bool:
+        """More of the codec's training with the encoder frozen."""
+        if self.decoder_train is None:
+            return True
+        codec = self.load_codec(folder)
+        for name, parameter in codec.named_parameters():
+            parameter.requires_grad_(not name.startswith(("encoder", "merge")))
+        source = Stream(ShardDataset(folder / "clips"), self.decoder_train.seed)
+        result = train(codec, CodecObjective(self.decoder_loss), source, self.decoder_train, folder / "decoder")
+        if result.finished:
+            save_module(folder / "codec-polished.safetensors", result.ema)
+        return result.finished
+
     def export(self, folder: Path) -> None:
         """The averaged weights as a system, bf16."""
         model = self.build_model(folder)
@@ -229,7 +244,8 @@ class WorldsRecipe:
     def load_codec(self, folder: Path) -> Codec:
         """The trained codec of a run."""
         codec = build_codec(self.codec, getattr(self, self.codec))
-        load_module(folder / "codec.safetensors", codec)
+        polished = folder / "codec-polished.safetensors"
+        load_module(polished if polished.exists() else folder / "codec.safetensors", codec)
         return codec.eval()
 
     def build_model(self, folder: Path, source: TensorSource | None = None) -> TextToVideo:
@@ -270,15 +286,15 @@ class Job:
         return f"{self.world}-{self.seed:010d}"
 
 
-Rendered = tuple[Job, np.ndarray, list[dict[str, str]], dict[str, Any]]
+Rendered = tuple[Job, np.ndarray, np.ndarray, list[dict[str, str]]]
 
 
 def render_one(job: Job) -> Rendered:
-    """One training episode: uint8 `(T, H, W, 3)`, its captions and tags."""
+    """One training episode: uint8 `(T, H, W, 3)`, where its saturated colour is, and its captions."""
     episode = WORLDS[job.world].sample(job.seed, *job.size, job.frames, job.fps, split="train")
     texts = {"short": episode.short, "dense": episode.dense, "human": episode.human}
     captions = [{"text": text, "kind": kind, "source": job.world} for kind, text in texts.items()]
-    return job, episode.video, captions, dict(episode.tags)
+    return job, episode.video, foreground(episode.video), captions
 
 
 def rendered(jobs: Sequence[Job], workers: int) -> Iterator[Rendered]:
@@ -303,14 +319,15 @@ def _groups(items: Iterator[Rendered], size: int) -> Iterator[list[Rendered]]:
 
 
 def _pixels(video: Tensor) -> Tensor:
-    return Video.from_uint8(video.numpy(), 1.0).pixels
+    """uint8 `(B, T, H, W, 3)` to float `(B, 3, T, H, W)` in [-1, 1]."""
+    return video.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1.0)  # (B, 3, T, H, W)
 
 
-def foreground_cells(pixels: Tensor, codec: Codec) -> Tensor:
-    """How much saturated colour each latent cell holds, 0..255: uint8 `(B, T', h, w)`."""
-    mask = foreground_mask(pixels).float()  # (B, 1, T, H, W)
-    st, sh, sw = codec.strides.t, codec.strides.h, codec.strides.w
-    if st > 1:
-        mask = torch.cat([mask[:, :, :1].expand(-1, -1, st - 1, -1, -1), mask], dim=2)  # (B, 1, st * T', H, W)
-    cells = F.avg_pool3d(mask, (st, sh, sw))[:, 0]  # (B, T', h, w)
-    return (cells * 255).round().to(torch.uint8)
+def foreground_cells(colour: np.ndarray, strides: Strides) -> Tensor:
+    """How much saturated colour each latent cell holds, 0..255: uint8 `(T, H, W)` of 0 and 1 to uint8 `(T', h, w)`."""
+    frames, height, width = colour.shape
+    cells = colour.reshape(frames, height // strides.h, strides.h, width // strides.w, strides.w).mean((2, 4))  # (T, h, w)
+    if strides.t > 1:
+        groups = cells[1:].reshape(-1, strides.t, *cells.shape[1:]).mean(1)
+        cells = np.concatenate([cells[:1], groups])  # (T', h, w)
+    return torch.from_numpy((cells * 255).round().astype(np.uint8))

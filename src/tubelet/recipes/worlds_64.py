@@ -19,7 +19,7 @@ def recipe() -> WorldsRecipe:
     """A codec that sees one frame at a time, because fast objects do not fit into fewer; the denoiser's patches take four."""
     return WorldsRecipe(
         name="worlds-64",
-        clips=Clips(codec=12_000, denoiser=40_000),
+        clips=Clips(codec=12_000, denoiser=24_000),
         causal_conv=CausalConvConfig(channels=8, temporal_stride=1, temporal_kernel=1),
         codec_train=TrainConfig(
             steps=3000,
