@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-PROMPT ?= A red ball bounces in from the left.
+PROMPT ?= A large blue ball drops and bounces twice.
 
 .PHONY: demo test lint types bench docs clean
 

@@ -299,14 +299,20 @@ def _parse(arguments: list[str]) -> Any:
     verb = arguments[0] if arguments and arguments[0] in VERBS else ""
     complaint = _complaint(said.getvalue())
     if verb == "generate" and complaint.startswith("unrecognized") and "--" not in complaint:
-        complaint += " (words of more than one go in quotes)"
+        complaint += " (put the words in quotes)"
     raise UserError(f"{complaint}; see {' '.join(['tubelet', verb]).strip()} --help")
 
 
 def _complaint(box: str) -> str:
-    """What a box of tyro says, without the frame and what follows the first rule."""
-    rows = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    text = " ".join(" ".join(rows).split("───")[0].split()).rstrip(".")
+    """What a box of tyro says: the part between its title and the next rule, in whichever characters it is drawn."""
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        if line.startswith("╭") or not line.strip(" │─-"):
+            parts += [[]] if parts[-1] or line.startswith("╭") else []
+        else:
+            parts[-1].append(line.strip(" │"))
+    parts = parts[1:] or parts
+    text = " ".join(" ".join(parts[0]).split()).rstrip(".")
     if found := re.match(r"Error parsing (\S+):.* from \[(.*?)\]", text):
         return f"{found[1]} cannot be {found[2]}"
     if found := re.match(r"Missing from tubelet.*?: (\S+)", text):

@@ -59,7 +59,8 @@ class SystemLike(Protocol):
     @property
     def codec(self) -> Any: ...
 
-    def generate_batch(self, prompts: Sequence[str], seeds: Sequence[int], **settings: Any) -> Sequence[FilmLike]: ...
+    @property
+    def generate_batch(self) -> Callable[..., Sequence[FilmLike]]: ...
 
 
 @dataclass(frozen=True)

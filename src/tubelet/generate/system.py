@@ -35,7 +35,7 @@ from tubelet.diffusion.objectives import Prediction
 from tubelet.generate.clip import Clip
 from tubelet.generate.engine import Engine, Progress, Request, Sampling
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
-from tubelet.runtime.cpu import use_fast_attention
+from tubelet.runtime.cpu import accelerate, use_fast_attention
 from tubelet.runtime.device import choose_device, has_bf16_instructions
 from tubelet.text import TOKENIZER_FILE, build_text
 from tubelet.text.base import TextEncoder
@@ -271,6 +271,9 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | None = Non
         )
     else:
         text = build_text(config.text.name, config.text.config, folder).to(place).eval()
+    if place.type == "cpu":
+        for network in (codec, denoiser, text):
+            accelerate(network)
     return System(config, _engine(codec, denoiser, text, config.prediction), precision)
 
 

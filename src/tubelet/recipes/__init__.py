@@ -15,6 +15,7 @@ from typing import Any
 from tubelet.core.errors import UserError
 
 RECIPES: dict[str, str] = {
+    "codec-table": "tubelet.recipes.codec_table",
     "smoke": "tubelet.recipes.smoke",
     "worlds-64": "tubelet.recipes.worlds_64",
 }

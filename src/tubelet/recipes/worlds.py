@@ -6,6 +6,7 @@ A stage that has finished is skipped when the same command runs again; one that 
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -303,7 +304,9 @@ def rendered(jobs: Sequence[Job], workers: int) -> Iterator[Rendered]:
         yield from map(render_one, jobs)
         return
     # spawn: a forked child would inherit torch's threads in an unknown state.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    # Ctrl-C reaches the whole group: only the parent answers it.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=signal.signal, initargs=ignore) as pool:
         yield from pool.imap(render_one, jobs, chunksize=16)
 
 

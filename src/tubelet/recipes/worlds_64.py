@@ -31,8 +31,8 @@ def recipe() -> WorldsRecipe:
         denoiser=SpacetimeConfig(width=256, depth=8, heads=4, in_channels=8, patch=(4, 2, 2), text_width=256),
         text=OwnTextConfig(vocab_size=1024, width=256, depth=2, heads=4),
         denoise=TrainConfig(
-            steps=6000,
-            batch=48,
+            steps=5200,
+            batch=64,
             warmup=100,
             optimizer=OptimizerConfig(learning_rate=1.2e-3, learning_rate_adamw=1.2e-3),
             compile=True,

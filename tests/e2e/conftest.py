@@ -1,0 +1,84 @@
+"""A tiny random system on disk, and the command line called in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tubelet.cli import main
+from tubelet.codecs import build_codec
+from tubelet.generate.engine import Sampling
+from tubelet.generate.system import save_system
+from tubelet.models.spacetime import Spacetime, SpacetimeConfig
+from tubelet.text.bpe import train
+from tubelet.text.own import OwnTextConfig, OwnTextEncoder
+
+
+class Said(NamedTuple):
+    """How a command ended: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+def save_tiny(folder: Path, seed: int = 0) -> Path:
+    """A system of random weights, native 32 x 32 pixels and 5 frames, strides 1 x 8 x 8 and patch 2 x 2 x 2."""
+    torch.manual_seed(seed)
+    codec = build_codec("causal_conv", {"channels": 4, "fine_width": 16, "coarse_width": 16, "decoder_blocks": [1, 1]})
+    denoiser = Spacetime(SpacetimeConfig(width=32, depth=1, heads=2, in_channels=4, patch=(1, 2, 2), text_width=32))
+    tokenizer = train(["a red ball falls", "a blue box slides left"] * 4, 280)
+    text = OwnTextEncoder(OwnTextConfig(vocab_size=300, width=32, depth=1, heads=2), tokenizer)
+    for parameter in denoiser.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    save_system(
+        folder,
+        name="tiny",
+        codec=("causal_conv", codec),
+        denoiser=("spacetime", denoiser),
+        text=("own", text),
+        size=(32, 32),
+        frames=5,
+        fps=8.0,
+        defaults=Sampling(steps=2),
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("systems") / "tiny")
+
+
+@pytest.fixture
+def tubelet(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """`tubelet(*words)`: the command line in this process."""
+
+    def call(*words: object) -> Said:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert isinstance(stop.value.code, int)
+        return Said(stop.value.code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def refused(tubelet: Callable[..., Said]) -> Callable[..., str]:
+    """`refused(*words)`: the one sentence with which a wrong input ends; fails when it does not end so."""
+
+    def call(*words: object) -> str:
+        code, out, err = tubelet(*words)
+        assert (code, out) == (2, ""), (code, out, err)
+        assert err.startswith("tubelet: ")
+        assert err.count("\n") == 1, f"one sentence, got {err}"
+        assert "Traceback" not in err
+        return err
+
+    return call

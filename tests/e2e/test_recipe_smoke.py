@@ -1,0 +1,181 @@
+"""The whole road in small: render, train the codec, encode, train the denoiser, export, load, generate; stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tubelet.cli import main
+from tubelet.core.files import sha256
+from tubelet.data.shards import ShardDataset
+from tubelet.generate.system import load
+from tubelet.recipes.worlds import WorldsRecipe
+from tubelet.train.text_to_video import TextToVideoObjective
+
+SMALL = [
+    f"--set={setting}"
+    for setting in (
+        "workers=1",
+        "clips.codec=24",
+        "clips.codec_frames=3",
+        "clips.denoiser=24",
+        "clips.frames=5",
+        "codec_train.steps=4",
+        "codec_train.batch=4",
+        "codec_train.precision=fp32",
+        "codec_train.progress=false",
+        "denoise.steps=8",
+        "denoise.batch=4",
+        "denoise.precision=fp32",
+        "denoise.checkpoint_every=2",
+        "denoise.progress=false",
+        "denoiser.width=32",
+        "denoiser.depth=1",
+        "denoiser.patch=[1,2,2]",
+        "sampling.steps=2",
+    )
+]
+"""smoke, on 24 clips of 5 frames and for a few steps. fp32: what auto chooses is timed and may differ between runs."""
+
+
+def train(folder: Path, *more: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "smoke", "--out", str(folder), *SMALL, *more])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "smoke"
+    assert train(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def before_denoiser(road: Path, tmp_path: Path) -> Path:
+    """A copy of the run as it was when the denoiser's training began."""
+    folder = tmp_path / "smoke"
+    shutil.copytree(road, folder, ignore=shutil.ignore_patterns("denoiser", "system", "samples", "decoder*"))
+    names = [path.name for path in folder.glob("*.json")]
+    for name in names:
+        if name not in ("recipe.json", "render.json", "train_codec.json", "encode.json"):
+            (folder / name).unlink()
+    return folder
+
+
+def test_the_road_leads_to_a_system_that_makes_films(road: Path, tubelet: Callable) -> None:
+    clips, latents = ShardDataset(road / "clips"), ShardDataset(road / "latents")
+    assert (len(clips), len(latents)) == (24, 24)
+    first = clips.read(0)
+    assert first is not None
+    assert first.tensors["video"].shape == (3, 32, 32, 3)
+    assert {caption["kind"] for caption in first.meta["captions"]} == {"short", "dense", "human"}
+    first = latents.read(0)
+    assert first is not None
+    assert (first.tensors["latent"].shape, first.tensors["latent"].dtype) == ((8, 5, 4, 4), torch.bfloat16)
+    assert first.tensors["foreground"].shape == (5, 4, 4)
+    for stage in ("codec", "denoiser"):
+        lines = [json.loads(line) for line in (road / stage / "metrics.jsonl").read_text().splitlines()]
+        assert lines[-1]["step"] == {"codec": 4, "denoiser": 8}[stage]
+        assert lines[-1]["loss"] > 0
+    assert (road / "samples" / "000008.png").exists()
+
+    system = load(road / "system")
+    assert (system.name, system.config.size, system.config.frames) == ("smoke", (32, 32), 5)
+    assert system.config.training["steps"] == 8
+    film = system.generate("a red ball bounces").video.pixels  # (1, 3, T, H, W)
+    assert film.shape == (1, 3, 5, 32, 32)
+    assert film.isfinite().all()
+    out = road / "a.mp4"
+    assert tubelet("generate", "a red ball", "--system", road / "system", "--out", out).code == 0
+    out.unlink()
+
+
+def test_finished_stages_are_skipped(road: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = [path.stem for path in road.glob("*.json") if hasattr(WorldsRecipe, path.stem)]
+    assert {"render", "train_codec", "encode", "train_denoiser", "export"} <= set(stages)
+    for stage in stages:
+        monkeypatch.setattr(WorldsRecipe, stage, _forbidden(stage))
+    before = {path: path.stat().st_mtime_ns for path in road.rglob("*") if path.is_file()}
+    assert train(road) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in road.rglob("*") if path.is_file()}
+
+
+def _forbidden(stage: str) -> Callable[..., None]:
+    def run_again(*_: object) -> None:
+        raise AssertionError(f"{stage} ran again")
+
+    run_again.__name__ = stage  # a finished stage is known by its name
+    return run_again
+
+
+def test_a_folder_belongs_to_its_settings(road: Path, refused: Callable) -> None:
+    said = refused("train", "smoke", "--out", road, *SMALL, "--set", "clips.frames=9")
+    assert "holds a run with other settings of 'clips'" in said
+
+
+def test_stopped_and_killed_it_resumes_bit_for_bit(
+    road: Path, before_denoiser: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = before_denoiser
+    calls = 0
+    loss = TextToVideoObjective.__call__
+
+    def interrupted(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextToVideoObjective, "__call__", interrupted)
+        assert train(folder) == 130
+    assert "the same command resumes it" in capsys.readouterr().err
+    assert [path.name for path in (folder / "denoiser" / "checkpoints").iterdir()][-1:] == ["step-00000003"]
+    assert not (folder / "train_denoiser.json").exists()
+
+    # kill -9 after the checkpoint of step 6 is whole, before the step that follows it is.
+    code = (
+        "import os, signal, sys, torch\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
+        "from tubelet.cli import main\n"
+        "from tubelet.train import checkpoint, loop\n"
+        "save = checkpoint.save\n"
+        "def once(folder, step, *rest):\n"
+        "    save(folder, step, *rest)\n"
+        "    if step == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "loop.checkpoint.save = once\n"
+        "main(sys.argv[1:])\n"
+    )
+    words = [sys.executable, "-c", code, "train", "smoke", "--out", str(folder), *SMALL]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert (folder / "denoiser" / "checkpoints" / "step-00000006").is_dir()
+    assert not (folder / "system").exists()
+
+    assert train(folder) == 0
+    assert hashes(folder / "system") == hashes(road / "system")
+
+
+@pytest.mark.parametrize(
+    "setting", ["clips.size=[30,32]", "clips.frames=0", "denoiser.in_channels=4", "denoiser.text_width=64", "captions.short=-1"]
+)
+def test_settings_that_cannot_work_are_refused_before_any_work(refused: Callable, tmp_path: Path, setting: str) -> None:
+    refused("train", "smoke", "--out", tmp_path / "run", *SMALL, "--set", setting)
+    assert not (tmp_path / "run" / "clips").exists()
