@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -90,7 +89,7 @@ def test_evaluate_prints_one_flat_object(tubelet, refused, tiny: Path, tmp_path:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("nope",), "there is no recipe 'nope'; choose one of smoke, worlds-64"),
+        (("nope",), "there is no recipe 'nope'; choose one of codec-table, smoke, worlds-64"),
         ((), "RECIPE is missing"),
         (("smoke", "--set", "denoise.stepz=1"), "recipe smoke denoise has no setting 'stepz'; choose one of steps"),
         (("smoke", "--set", "nothing=1"), "has no setting 'nothing'"),
@@ -146,11 +145,9 @@ def test_help_is_quick() -> None:
 
 
 def test_the_module_is_the_command(tmp_path: Path) -> None:
-    began = time.monotonic()
     result = process("generate", "a red ball", "--system", "nope", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("tubelet: there is no system 'nope'")
-    assert time.monotonic() - began < 120
 
 
 def test_a_closed_pipe_is_no_error() -> None:

@@ -147,7 +147,7 @@ def test_stopped_and_killed_it_resumes_bit_for_bit(
         patch.setattr(TextToVideoObjective, "__call__", interrupted)
         assert train(folder) == 130
     assert "the same command resumes it" in capsys.readouterr().err
-    assert [path.name for path in (folder / "denoiser" / "checkpoints").iterdir()][-1:] == ["step-00000003"]
+    assert max(path.name for path in (folder / "denoiser" / "checkpoints").iterdir()) == "step-00000003"
     assert not (folder / "train_denoiser.json").exists()
 
     # kill -9 after the checkpoint of step 6 is whole, before the step that follows it is.
@@ -174,8 +174,19 @@ def test_stopped_and_killed_it_resumes_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    "setting", ["clips.size=[30,32]", "clips.frames=0", "denoiser.in_channels=4", "denoiser.text_width=64", "captions.short=-1"]
+    ("setting", "says"),
+    [
+        ("clips.size=[30,32]", "height must be a positive multiple of 8, got 30"),
+        ("clips.size=[40,32]", "height must be a positive multiple of 16, got 40"),
+        ("clips.frames=0", "frames must be"),
+        ("clips.codec_frames=0", "frames must be"),
+        ("denoiser.in_channels=4", "must be the codec's 8, got 4"),
+        ("denoiser.text_width=64", "must be text.width 128, got 64"),
+        ("captions.short=-1", "proportions"),
+    ],
 )
-def test_settings_that_cannot_work_are_refused_before_any_work(refused: Callable, tmp_path: Path, setting: str) -> None:
-    refused("train", "smoke", "--out", tmp_path / "run", *SMALL, "--set", setting)
-    assert not (tmp_path / "run" / "clips").exists()
+def test_settings_that_cannot_work_are_refused_before_any_work(
+    refused: Callable, tmp_path: Path, setting: str, says: str
+) -> None:
+    assert says in refused("train", "smoke", "--out", tmp_path / "run", *SMALL, "--set", setting)
+    assert not (tmp_path / "run").exists()

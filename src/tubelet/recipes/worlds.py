@@ -30,7 +30,7 @@ from tubelet.core.types import Strides, Video
 from tubelet.core.weights import load_module, save_module
 from tubelet.data.schema import Record
 from tubelet.data.shards import ShardDataset, ShardWriter
-from tubelet.data.stream import Stream, TensorSource
+from tubelet.data.stream import CaptionChoice, Stream, TensorSource
 from tubelet.diffusion.objectives import Prediction
 from tubelet.diffusion.paths import SigmaSampling
 from tubelet.generate.engine import Engine, Request, Sampling
@@ -82,6 +82,8 @@ class WorldsRecipe:
     name: str
     codec_train: TrainConfig
     denoise: TrainConfig
+    images: TrainConfig | None = None
+    """Trains on first frames alone, before films: they cost a fraction and teach colours, shapes and places."""
     decoder_train: TrainConfig | None = None
     """Trains the decoder alone, last: the latents stay what the denoiser has learned, their rendering gets sharper."""
     clips: Clips = field(default_factory=Clips)
@@ -105,10 +107,20 @@ class WorldsRecipe:
 
     def run(self, folder: Path) -> Path:
         """All stages; returns the system's folder. Raises UserError when `folder` holds a run of other settings."""
+        self._check()
         use_fast_attention()
         self._claim(folder)
         clock: dict[str, float] = {}
-        for stage in (self.render, self.train_codec, self.encode, self.train_denoiser, self.train_decoder, self.export):
+        stages = (
+            self.render,
+            self.train_codec,
+            self.encode,
+            self.train_images,
+            self.train_denoiser,
+            self.train_decoder,
+            self.export,
+        )
+        for stage in stages:
             done = folder / f"{stage.__name__}.json"
             if done.exists():
                 clock |= read_json(done)
@@ -122,6 +134,19 @@ class WorldsRecipe:
             write_json(done, {stage.__name__: clock[stage.__name__]})
         note(f"{self.name}: {folder / 'system'}")
         return folder / "system"
+
+    def _check(self) -> None:
+        """Refuse parts that do not fit each other before an hour of work finds out."""
+        codec, network = build_codec(self.codec, getattr(self, self.codec)), self.denoiser
+        if network.in_channels != codec.channels:
+            raise UserError(f"denoiser.in_channels must be the codec's {codec.channels}, got {network.in_channels}; set it so")
+        if network.text_width != self.text.width:
+            raise UserError(f"denoiser.text_width must be text.width {self.text.width}, got {network.text_width}; set it so")
+        codec.strides.latent_shape(self.clips.codec_frames, *self.clips.size)
+        t, h, w = network.patch
+        whole = Strides(codec.strides.t * t, codec.strides.h * h, codec.strides.w * w)
+        whole.latent_shape(self.clips.frames, *self.clips.size)
+        CaptionChoice(self.captions, self.denoise.seed)
 
     def _claim(self, folder: Path) -> None:
         path, settings = folder / "recipe.json", to_dict(self)
@@ -190,13 +215,24 @@ class WorldsRecipe:
                 done += len(group)
                 advance(done, len(jobs))
 
+    def train_images(self, folder: Path) -> bool:
+        """Denoiser and text encoder on single frames."""
+        if self.images is None:
+            return True
+        source = self._latents(folder, self.images.seed)
+        model = self.build_model(folder, source)
+        result = train(model, self._objective(image_share=1.0), source, self.images, folder / "images")
+        if result.finished:
+            save_module(folder / "images.safetensors", result.ema)
+        return result.finished
+
     def train_denoiser(self, folder: Path) -> bool:
         """Denoiser and text encoder together."""
-        source = TensorSource.load(
-            ShardDataset(folder / "latents"), ("latent", "foreground"), seed=self.denoise.seed, proportions=self.captions
-        )
+        source = self._latents(folder, self.denoise.seed)
         model = self.build_model(folder, source)
-        objective = TextToVideoObjective(self.prediction, self.sigma, self.text_drop, self.image_share, self.foreground)
+        if self.images is not None:
+            load_module(folder / "images.safetensors", model)
+        objective = self._objective(self.image_share)
         codec = self.load_codec(folder)
 
         def sample(average: TextToVideo, step: int) -> None:
@@ -238,6 +274,19 @@ class WorldsRecipe:
             prediction=self.prediction,
             defaults=self.sampling,
             training={"recipe": self.name, "steps": steps, "batch": self.denoise.batch, "clips": self.clips.denoiser},
+        )
+
+    def _latents(self, folder: Path, seed: int) -> TensorSource:
+        dataset = ShardDataset(folder / "latents")
+        return TensorSource.load(dataset, ("latent", "foreground"), seed=seed, proportions=self.captions)
+
+    def _objective(self, image_share: float) -> TextToVideoObjective:
+        return TextToVideoObjective(
+            prediction=self.prediction,
+            sampling=self.sigma,
+            text_drop=self.text_drop,
+            image_share=image_share,
+            foreground=self.foreground,
         )
 
     # Parts -------------------------------------------------------------------------------------------------------------------

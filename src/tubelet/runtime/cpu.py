@@ -89,7 +89,10 @@ _KEPT = "_kept_by_accelerate"
 
 
 class _Kept:
-    """What a part has computed from its weights: `values` hold for `key`. A copy of the part starts without."""
+    """What a part has computed from its weights: `values` hold for `key`. A copy of the part starts without.
+
+    `values` also hold the tensors that it was computed from, so that their memory, and with it the key, is not given to others.
+    """
 
     __slots__ = ("key", "values")
 
@@ -109,8 +112,8 @@ def _kept(part: nn.Module) -> _Kept:
 
 
 def _state(weight: Tensor) -> tuple[int, int, torch.dtype]:
-    """Changes whenever the values do, by an optimiser, a load or a move."""
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype
+    """Changes whenever the values do, by an optimiser, a load or a move, as long as someone holds the memory it names."""
+    return weight.data_ptr(), weight._version, weight.dtype
 
 
 def _quick(x: Tensor, weight: Tensor) -> bool:
@@ -121,6 +124,7 @@ def _quick(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.bfloat16)
         and weight.is_cpu
+        and not weight.is_inference()  # such a tensor does not tell when it changes
         and x.numel() > 0
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
@@ -138,7 +142,7 @@ class _PackedLinear(nn.Linear):
             return F.linear(input, weight, self.bias)
         kept, key = _kept(self), _state(weight)
         if kept.key != key:
-            kept.key, kept.values = key, (_pack(weight),)
+            kept.key, kept.values = key, (_pack(weight), weight.detach())
         return torch.ops.mkldnn._linear_pointwise(input, kept.values[0], self.bias, "none", [], "")
 
 
@@ -152,7 +156,7 @@ class _QuickSwiGLU(SwiGLU):
         kept, key = _kept(self), _state(weight)
         if kept.key != key:
             gate, up = weight.detach().chunk(2)
-            kept.key, kept.values = key, (_pack(gate), _pack(up))
+            kept.key, kept.values = key, (_pack(gate), _pack(up), gate)
         gate = torch.ops.mkldnn._linear_pointwise(x, kept.values[0], None, "swish", [], "")
         return self.down(torch.ops.mkldnn._linear_pointwise.binary(x, gate, kept.values[1], None, "mul"))
 
@@ -175,15 +179,15 @@ def _turned(x: Tensor, norms: tuple[RMSNorm, ...], rope: Rope, kept: _Kept) -> T
         rest = rest.expand(*cos.shape[:-3], *rest.shape)  # (..., L, n, 1, rest)
         a = torch.cat([left * cos, right * cos, rest], dim=-1)  # (..., L, n, 1, d)
         b = torch.cat([-right * sin, left * sin, torch.zeros_like(rest)], dim=-1)
-        # The rope itself is kept too, so that its id is not given to another.
-        kept.key, kept.values = key, (a, b, torch.full((), norms[0].eps), rope[0])
-    a, b, eps, _ = kept.values
+        kept.key, kept.values = key, (a, b, torch.full((), norms[0].eps), rope[0], *(w.detach() for w in weights))
+    a, b, eps = kept.values[:3]
     values = x.float()
     rms = torch.linalg.vector_norm(values, dim=-1, keepdim=True)  # (B, L, n, N, 1)
     factor = torch.addcmul(eps, rms, rms, value=1 / x.shape[-1]).rsqrt_()
     swapped = torch.cat([values[..., half : 2 * half], values[..., :half], values[..., 2 * half :]], dim=-1)
     turned = torch.addcmul(values * a, swapped, b).mul_(factor)
-    return turned.to(x.dtype).permute(0, 2, 3, 1, 4)  # (B, n, N, L, d)
+    # Whole in memory: the products would otherwise copy queries and keys first.
+    return turned.permute(0, 2, 3, 1, 4).to(x.dtype, memory_format=torch.contiguous_format)  # (B, n, N, L, d)
 
 
 class _QuickSelfAttention(SelfAttention):
@@ -195,8 +199,8 @@ class _QuickSelfAttention(SelfAttention):
         causal: bool = False,
         past: KeyValues | None = None,
     ) -> Tensor:
-        norms = (self.q_norm, self.k_norm)
-        if rope is None or past is not None or not _have_gains(norms) or not _quick(x, self.qkv.weight):
+        norms = _with_gains(self.q_norm, self.k_norm)
+        if rope is None or past is not None or not norms or not _quick(x, self.qkv.weight):
             return super().forward(x, rope, mask, causal, past)
         B, L, D = x.shape
         qkv = self.qkv(x).view(B, L, 3, self.heads, D // self.heads)
@@ -207,8 +211,8 @@ class _QuickSelfAttention(SelfAttention):
 
 class _QuickCrossAttention(CrossAttention):
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None, rope: Rope | None = None) -> Tensor:
-        norms = (self.q_norm,)
-        if rope is None or not _have_gains(norms) or not _quick(x, self.q.weight):
+        norms = _with_gains(self.q_norm)
+        if rope is None or not norms or not _quick(x, self.q.weight):
             return super().forward(x, context, mask, rope)
         B, L, D = x.shape
         d = D // self.heads
@@ -218,8 +222,10 @@ class _QuickCrossAttention(CrossAttention):
         return self.out(out.transpose(1, 2).reshape(B, L, D))
 
 
-def _have_gains(norms: tuple[nn.Module, ...]) -> Any:
-    return all(isinstance(norm, RMSNorm) and norm.weight is not None for norm in norms)
+def _with_gains(*norms: nn.Module) -> tuple[RMSNorm, ...]:
+    """The norms, if all of them have gains that tell when they change; else none."""
+    found = tuple(n for n in norms if isinstance(n, RMSNorm) and n.weight is not None and not n.weight.is_inference())
+    return found if len(found) == len(norms) else ()
 
 
 _QUICKER: dict[type[nn.Module], type[nn.Module]] = {

@@ -32,7 +32,7 @@ class TextToVideo(nn.Module):
         return self.denoiser(z, sigma, condition)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TextToVideoObjective:
     """`(model, batch, rng) -> losses`; a batch has `latent (B, C, T, h, w)`, `foreground (B, T, h, w)` uint8 and `caption`."""
 
@@ -46,6 +46,11 @@ class TextToVideoObjective:
     """Share of steps on the first latent frame alone."""
     foreground: float = 4.0
     """Weight of a cell full of saturated colour against 1 for the rest."""
+
+    def __post_init__(self) -> None:
+        for name in ("text_drop", "split", "image_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"{name} is a share and must lie in [0, 1], got {getattr(self, name)}; correct it")
 
     def __call__(self, model: TextToVideo, batch: dict[str, Any], rng: torch.Generator) -> dict[str, Tensor]:
         """Returns "loss" (velocity space) and its quartiles over sigma."""

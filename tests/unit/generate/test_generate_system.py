@@ -14,6 +14,7 @@ import torch
 
 import tubelet
 from tubelet.codecs import build_codec
+from tubelet.codecs.base import Codec
 from tubelet.core.errors import UserError
 from tubelet.core.files import sha256
 from tubelet.generate import system as room
@@ -22,6 +23,7 @@ from tubelet.generate.engine import Sampling
 from tubelet.generate.system import System, load, read_config, regenerate, save_system, shipped
 from tubelet.media.decode import decode_uint8
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
+from tubelet.runtime.cpu import accelerate
 from tubelet.text.bpe import train
 from tubelet.text.expand import Expansion
 from tubelet.text.own import OwnTextConfig, OwnTextEncoder
@@ -90,11 +92,12 @@ def test_loading_gives_the_saved_networks(folder: Path, system: System, tmp_path
 
 def test_loaded_and_built_compute_the_same(system: System) -> None:
     """Loading skips initialisation: whatever is computed at build time must be there all the same."""
-    plain = build_codec("causal_conv", CODEC).eval()
+    plain = accelerate(build_codec("causal_conv", CODEC).eval())
+    assert isinstance(plain, Codec)
     plain.load_state_dict(system.codec.state_dict())
     latents = torch.randn(1, 4, 3, 4, 4)
     assert torch.equal(system.codec.decode(latents), plain.decode(latents))
-    denoiser = Spacetime(TINY).eval()
+    denoiser = accelerate(Spacetime(TINY).eval())
     denoiser.load_state_dict(system.denoiser.state_dict())
     condition = system.text.encode(["a red ball"])
     with torch.inference_mode():

@@ -1,0 +1,189 @@
+"""Write the pages that the code itself states (`make docs`). A test goes red when they are stale."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tubelet.cli import VERBS
+from tubelet.codecs import CODECS, build_codec
+from tubelet.core.files import whole_file
+from tubelet.diffusion.solvers import SOLVERS
+from tubelet.evaluate.laws import LAWS
+from tubelet.models import MODELS, count
+from tubelet.recipes import RECIPES
+from tubelet.text import TEXT_ENCODERS
+from tubelet.worlds import WORLDS
+from tubelet.worlds.violate import VIOLATIONS
+
+HERE = Path(__file__).parent
+NOTICE = "<!-- Written by docs/generate.py from the code: change the code, then run `make docs`. -->"
+
+
+def cli() -> str:
+    """docs/cli.md: every verb with its words, options and defaults."""
+    parts = [
+        "# The command line",
+        NOTICE,
+        "Answers go to stdout, everything else (notes, progress, errors) to stderr. Exit code 0 is success, 2 a wrong input "
+        "(one sentence that ends with the remedy, and nothing half-written), 130 a run that was stopped. "
+        "`tubelet VERB --help` prints what stands here.",
+    ]
+    for name, verb in VERBS.items():
+        said = attribute_docs(verb)
+        hints = typing.get_type_hints(verb, include_extras=True)
+        rows = []
+        for field in dataclasses.fields(verb):
+            rows.append((_option(field, hints[field.name]), _default(field, hints[field.name]), said[field.name]))
+        parts += [f"## tubelet {name}", f"{inspect.getdoc(verb)}", table(("", "default", ""), rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def catalogue() -> str:
+    """docs/catalogue.md: everything that can be asked for by name."""
+    parts = ["# Catalogue", NOTICE, "What can be asked for by name, counted and read from the code."]
+    rows = []
+    for name, entry in MODELS.items():
+        counted = count(name)
+        rows.append((f"`{name}`", _millions(counted["parameters"]), _billions(counted["macs"]), entry.stated(entry.config)))
+    parts += [
+        "## Models",
+        "Multiply-accumulates are of one forward at batch 1 on the stated input; `tubelet models NAME --json` prints exact "
+        "figures.",
+        table(("name", "parameters", "multiply-accumulates", "input"), rows),
+        "## Codecs",
+        "With their default settings; multiply-accumulates per frame of 64 x 64 pixels, over a clip of 17.",
+        table(("name", "", "strides", "channels", "parameters", "encode", "decode"), [_codec(name) for name in CODECS]),
+        "## Solvers",
+        "Orders are measured by a test. An evaluation is one forward of the denoiser (two halves of a batch under guidance).",
+        table(
+            ("name", "order", "evaluations a step", "random", ""),
+            [
+                (f"`{name}`", s.order, s.evaluations, "yes" if s.stochastic else "no", _sentence(s.solve))
+                for name, s in SOLVERS.items()
+            ],
+        ),
+        "## Text encoders",
+        table(
+            ("name", "settings", ""),
+            [(f"`{name}`", _fields(e.config), _sentence(_module(e.config))) for name, e in TEXT_ENCODERS.items()],
+        ),
+        "## Worlds",
+        table(
+            ("name", "kinds", "splits", ""),
+            [
+                (f"`{name}`", ", ".join(world.kinds), ", ".join(world.splits), _sentence(_module(type(world))))
+                for name, world in WORLDS.items()
+            ],
+        ),
+        "## Laws",
+        table(
+            ("name", "judged on", "violated controls", ""),
+            [
+                (f"`{name}`", ", ".join(law.kinds), ", ".join(VIOLATIONS.get(name, {})) or "-", _sentence(law.judge))
+                for name, law in LAWS.items()
+            ],
+        ),
+        "## Recipes",
+    ]
+    for name in RECIPES:
+        header = inspect.getdoc(importlib.import_module(RECIPES[name])) or ""
+        parts += [f"### {name}", "```text\n" + header + "\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+PAGES = {"cli.md": cli, "catalogue.md": catalogue}
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def attribute_docs(cls: type) -> dict[str, str]:
+    """The string under each attribute of a class, by name."""
+    tree = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    said: dict[str, str] = {}
+    for field, below in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+            assert isinstance(below.value, ast.Constant)
+            said[field.target.id] = " ".join(str(below.value.value).split())
+    return said
+
+
+def _setting(hint: Any, name: str) -> Any:
+    """What `tyro.conf.arg` says of an option."""
+    stack = [hint]
+    while stack:
+        item = stack.pop()
+        for value in getattr(item, "__metadata__", ()):
+            if getattr(value, name, None) is not None:
+                return getattr(value, name)
+        stack += typing.get_args(item)
+    return None
+
+
+def _option(field: dataclasses.Field[Any], hint: Any) -> str:
+    positional = "Positional" in str(field.type)
+    if field.type == "bool" or "[bool," in str(field.type):
+        return f"`--no-{field.name}`" if field.default is True else f"`--{field.name}`"
+    kind = _setting(hint, "metavar") or str(field.type).upper()
+    return f"`{kind}`" if positional else f"`--{field.name} {kind}`"
+
+
+def _default(field: dataclasses.Field[Any], hint: Any) -> str:
+    stated = _setting(hint, "help_behavior_hint")
+    if stated is not None:
+        return str(stated).strip("()").removeprefix("default: ")
+    return "required" if field.default is dataclasses.MISSING else str(field.default)
+
+
+def _codec(name: str) -> tuple[Any, ...]:
+    with torch.device("meta"), torch.no_grad():
+        codec = build_codec(name)
+        with FlopCounterMode(display=False) as encode:
+            latents = codec.encode(torch.zeros(1, 3, 17, 64, 64))
+        with FlopCounterMode(display=False) as decode:
+            codec.decode(latents)
+    strides = f"{codec.strides.t} x {codec.strides.h} x {codec.strides.w}"
+    work = [f"{counter.get_total_flops() / 2 / 17 / 1e6:.1f} M" for counter in (encode, decode)]
+    said = _sentence(_module(CODECS[name].config))
+    return f"`{name}`", said, strides, codec.channels, _millions(sum(p.numel() for p in codec.parameters())), *work
+
+
+def _module(cls: type) -> Any:
+    return importlib.import_module(cls.__module__)
+
+
+def _sentence(thing: Any) -> str:
+    """The first line of a docstring."""
+    return (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def _fields(config: type) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(config))
+
+
+def _millions(value: int) -> str:
+    return f"{value / 1e6:.1f} M"
+
+
+def _billions(value: int) -> str:
+    return f"{value / 1e9:.2f} G"
+
+
+if __name__ == "__main__":
+    for page, write in PAGES.items():
+        with whole_file(HERE / page) as temporary:
+            temporary.write_text(write(), encoding="utf-8")

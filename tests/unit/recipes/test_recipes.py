@@ -1,0 +1,107 @@
+"""Recipes by name: every one is whole, overrides land where they say, wrong ones are refused."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tubelet import recipes
+from tubelet.core.config import from_dict, to_dict
+from tubelet.core.errors import UserError
+from tubelet.core.types import Strides
+from tubelet.recipes import RECIPES, load_recipe, run
+from tubelet.recipes.worlds import CODEC_SEED, DENOISER_SEED, Job, WorldsRecipe, foreground_cells, render_one
+from tubelet.worlds.constants import TRAIN_SEEDS
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_a_header_and_survives_json(name: str) -> None:
+    module = importlib.import_module(RECIPES[name])
+    header = inspect.getdoc(module) or ""
+    assert header.startswith(f"{name}: ")
+    for line in ("Paper: ", "Command: tubelet train " + name, "Cost"):
+        assert line in header
+    config = load_recipe(name)
+    assert from_dict(type(config), to_dict(config)) == config
+    assert callable(config.run)
+
+
+def test_overrides_land_where_they_say() -> None:
+    config = load_recipe("smoke", ["denoise.steps=7", "clips.size=[64,48]", "codec=transformer", "captions.short=1.0"])
+    plain = load_recipe("smoke")
+    assert config.denoise == replace(plain.denoise, steps=7)
+    assert config.clips.size == (64, 48)
+    assert config.codec == "transformer"
+    assert config.captions["short"] == 1.0
+    assert load_recipe("smoke") == plain, "an override leaves no trace"
+    assert load_recipe("smoke", ["denoise.steps=7", "denoise.steps=8"]).denoise.steps == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("steps", "key=value"),
+        ("=3", "no setting ''"),
+        ("denoise.=3", "denoise has no setting ''"),
+        ("denoise.speed=3", "choose one of steps, batch"),
+        ("denoise.steps.x=3", "plain value"),
+        ("denoise.steps=2.5", "must be int"),
+        ("denoise.steps=true", "must be int"),
+        ("denoise.batch=0", "batch must be at least 1"),
+        ("denoiser.heads=3", "heads need a width"),
+        ("clips.size=[64]", "must have 2 values"),
+        ("clips.size=64", "must be a list"),
+        ("prediction=noise", "must be one of"),
+    ],
+)
+def test_wrong_overrides_are_refused(override: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load_recipe("smoke", [override])
+
+
+def test_unknown_recipes_are_refused() -> None:
+    with pytest.raises(UserError, match="choose one of"):
+        load_recipe("wrlds-64")
+
+
+def test_run_says_whether_it_came_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fixed:
+        def __init__(self, made: Path) -> None:
+            self.made = made
+
+        def run(self, _folder: Path) -> Path:
+            return self.made
+
+    for made, finished in ((tmp_path / "system", True), (tmp_path, False)):
+        monkeypatch.setattr(recipes, "load_recipe", lambda *_, made=made: Fixed(made))
+        assert run("smoke", tmp_path) is finished
+
+
+@pytest.mark.parametrize("name", ["smoke", "worlds-64"])
+def test_recipes_are_checked_and_stay_among_the_training_seeds(name: str) -> None:
+    config: WorldsRecipe = load_recipe(name)
+    config._check()
+    codec = config._jobs(CODEC_SEED, config.clips.codec, 5, 2.0)
+    denoiser = config._jobs(DENOISER_SEED, config.clips.denoiser, 17, 8.0)
+    seeds = {job.seed for job in codec} | {job.seed for job in denoiser}
+    assert len(seeds) == len(codec) + len(denoiser), "codec and denoiser see other clips"
+    assert all(seed in TRAIN_SEEDS for seed in (min(seeds), max(seeds)))
+    share = sum(job.world == "persist2d" for job in denoiser) / len(denoiser)
+    assert share == pytest.approx(config.clips.persist, abs=0.03)
+
+
+def test_a_rendered_clip_has_its_captions_and_its_foreground() -> None:
+    job, video, colour, captions = render_one(Job("phys2d", 3, (32, 48), 5, 8.0))
+    assert (job.key, video.shape, video.dtype) == ("phys2d-0000000003", (5, 32, 48, 3), np.uint8)
+    assert [caption["kind"] for caption in captions] == ["short", "dense", "human"]
+    cells = foreground_cells(colour, Strides(4, 8, 8)).numpy()  # (2, 4, 6)
+    assert (cells.shape, cells.dtype) == ((2, 4, 6), np.uint8)
+    assert cells[0, 1, 2] == round(255 * colour[0, 8:16, 16:24].mean())
+    assert cells[1, 2, 3] == pytest.approx(255 * colour[1:5, 16:24, 24:32].mean(), abs=1)
+    full = foreground_cells(np.ones((1, 8, 8), np.uint8), Strides(1, 8, 8)).numpy()
+    assert full.tolist() == [[[255]]]
