@@ -111,16 +111,16 @@ class WorldsRecipe:
         use_fast_attention()
         self._claim(folder)
         clock: dict[str, float] = {}
-        stages = (
-            self.render,
-            self.train_codec,
-            self.encode,
-            self.train_images,
-            self.train_denoiser,
-            self.train_decoder,
-            self.export,
-        )
-        for stage in stages:
+        stages = {
+            self.render: True,
+            self.train_codec: True,
+            self.encode: True,
+            self.train_images: self.images is not None,
+            self.train_denoiser: True,
+            self.train_decoder: self.decoder_train is not None,
+            self.export: True,
+        }
+        for stage in (stage for stage, wanted in stages.items() if wanted):
             done = folder / f"{stage.__name__}.json"
             if done.exists():
                 clock |= read_json(done)
@@ -217,8 +217,7 @@ class WorldsRecipe:
 
     def train_images(self, folder: Path) -> bool:
         """Denoiser and text encoder on single frames."""
-        if self.images is None:
-            return True
+        assert self.images is not None, "a recipe without images has no such stage"
         source = self._latents(folder, self.images.seed)
         model = self.build_model(folder, source)
         result = train(model, self._objective(image_share=1.0), source, self.images, folder / "images")
@@ -247,8 +246,7 @@ class WorldsRecipe:
 
     def train_decoder(self, folder: Path) -> bool:
         """More of the codec's training with the encoder frozen."""
-        if self.decoder_train is None:
-            return True
+        assert self.decoder_train is not None, "a recipe without decoder_train has no such stage"
         codec = self.load_codec(folder)
         for name, parameter in codec.named_parameters():
             parameter.requires_grad_(not name.startswith(("encoder", "merge")))

@@ -39,7 +39,7 @@ def recipe() -> WorldsRecipe:
             checkpoint_minutes=4.0,
         ),
         denoise=TrainConfig(
-            steps=2200,
+            steps=1850,
             batch=48,
             warmup=100,
             optimizer=OptimizerConfig(learning_rate=1.2e-3, learning_rate_adamw=1.2e-3),
