@@ -1,0 +1,62 @@
+"""The shipped system: whole, small enough, and its films show their sentences."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tubelet
+from tubelet.core.errors import UserError
+from tubelet.evaluate.report import make_cases
+from tubelet.evaluate.tracker import track
+from tubelet.generate.clip import read_settings
+from tubelet.generate.system import SHIPPED, System, regenerate, shipped
+
+
+@pytest.fixture(scope="module")
+def system() -> System:
+    return tubelet.load("worlds-64")
+
+
+def test_the_weights_are_small_enough_to_ship() -> None:
+    assert shipped() == ["worlds-64"]
+    size = sum(path.stat().st_size for path in (SHIPPED / "worlds-64").iterdir())
+    assert size <= 30e6, f"{size / 1e6:.1f} MB"
+
+
+def test_the_sentence_decides_which_colour_fills_the_film(system: System) -> None:
+    """The most plentiful saturated colour is the named one; by the neighbours' sentences it is not."""
+    cases = make_cases(("slide", "fall", "bounce", "parabola"), 12)
+    named = [case.wanted["objects"][0]["color"] for case in cases]
+    films = system.generate_batch([case.text for case in cases], [0] * len(cases))
+    found = []
+    for film in films:
+        areas = {colour: float(np.nansum(seen.area)) for colour, seen in track(film.video.to_uint8()[0]).items()}
+        found.append(max(areas, key=lambda colour: areas[colour]))
+    assert np.mean([f == n for f, n in zip(found, named, strict=True)]) >= 0.75
+    assert np.mean([f == named[i - 1] for i, f in enumerate(found)]) <= 0.4
+
+
+def test_a_film_is_made_again_from_its_own_file(system: System, tmp_path: Path) -> None:
+    clip = system.generate("A medium green ball slides steadily to the left along the floor.", seed=5, steps=4)
+    clip.save(tmp_path / "first.mp4")
+    regenerate(read_settings(tmp_path / "first.mp4")).save(tmp_path / "second.mp4")
+    assert (tmp_path / "first.mp4").read_bytes() == (tmp_path / "second.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("file", ["codec.safetensors", "denoiser.safetensors", "text.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_damaged_weights_are_named(tmp_path: Path, file: str, damage: str) -> None:
+    folder = tmp_path / "worlds-64"
+    shutil.copytree(SHIPPED / "worlds-64", folder)
+    data = bytearray((folder / file).read_bytes())
+    if damage == "remove":
+        (folder / file).unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        (folder / file).write_bytes(data[: len(data) // 3] if damage == "truncate" else data)
+    with pytest.raises(UserError, match=file.replace(".", r"\.")):
+        tubelet.load(str(folder))
