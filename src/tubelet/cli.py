@@ -74,7 +74,7 @@ class Generate:
             settings = _recorded(self.like)
             system = load(_maker(settings, self.like, self.system), dtype=str(settings.get("dtype")))
         else:
-            settings, system = {}, load(self.system or DEFAULT_SYSTEM)
+            settings, system = {}, load(DEFAULT_SYSTEM if self.system is None else self.system)
         timings = {"start": time.perf_counter() - started}
         with progress("denoising") as advance:
             if self.like is not None:
