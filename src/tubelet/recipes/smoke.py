@@ -1,8 +1,8 @@
-"""smoke: proves in two to three minutes on two cores that the road trains, end to end.
+"""smoke: proves in half a minute on two idle cores, a few minutes on busy ones, that the road trains, end to end.
 
 Paper: none; this is the project's own pulse.
 Command: tubelet train smoke
-Cost: see docs/recipes.md
+Cost: half a minute on two idle cores
 Expected: the codec above 24 dB, a falling denoiser loss, a system that loads and samples. Its films are not yet good.
 """
 
