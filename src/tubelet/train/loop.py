@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tubelet.core.config import to_dict
 from tubelet.core.errors import UserError
 from tubelet.core.files import whole_file
+from tubelet.core.log import console
 from tubelet.data.stream import Source
 from tubelet.runtime.device import bf16_trial, choose_device, fast_bf16
 from tubelet.train import checkpoint
@@ -444,7 +445,7 @@ def _progress(config: TrainConfig, step: int) -> Iterator[Callable[[int, Mapping
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, refresh_per_second=2) as bar:
+    with Progress(*columns, console=console(), refresh_per_second=2) as bar:
         task = bar.add_task("train", total=config.steps, completed=step, note="")
         begin, first = time.monotonic(), step
         note = ""
