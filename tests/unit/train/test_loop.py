@@ -119,7 +119,9 @@ def test_the_progress_bar_and_other_threads_work(tmp_path: Path, capsys: pytest.
     thread.start()
     thread.join()
     assert results[0].finished
-    assert "6/6" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "6/6" in shown.err
+    assert shown.out == ""  # stdout stays data
 
 
 @pytest.mark.parametrize(
