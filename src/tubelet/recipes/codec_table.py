@@ -2,8 +2,8 @@
 
 Paper: the trade that latent diffusion (Rombach et al. 2022, section 4.1) asks of every codec, here with laws for FID.
 Command: tubelet train codec-table
-Cost: about a quarter of an hour a row on two cores; `--set rows=[...]` chooses rows.
-Score: written to table.json and table.md in the run's folder, and kept in docs/codecs.md.
+Cost: not measured, the table has not been run yet; `--set rows=[...]` chooses rows.
+Score: none yet; a run writes table.json and table.md in its folder.
 
 Equal compute means: `balanced` settings (equal multiply-accumulates per pixel frame), the same clips and the same steps
 for every codec; then one small denoiser of equal width, depth and token count on each codec's latents, again for the same

@@ -3,7 +3,8 @@
 Paper: the road of the Sora report (2024) at the smallest size that shows it.
 Command: tubelet train worlds-64
 Cost: 75 minutes on two busy cores, of which clips and codec 16, encoding 5, images about 20, films 35.
-Score: the table of the README; first weights, trained far too briefly. How they came about: docs/log.md, 2026-11-23.
+Score: the table of the README; first weights, trained far too briefly. Not yet made by one unbroken run of this recipe: image
+steps and schedules differed, as docs/log.md, 2026-11-23, says.
 """
 
 from __future__ import annotations
