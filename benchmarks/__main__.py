@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--json] [--only denoiser codec training clip start]`."""
+"""`python -m benchmarks [--json] [--only denoiser codec training packing clip start]`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from benchmarks.clip import clip, start
 from benchmarks.codec import codec
 from benchmarks.denoiser import denoiser
+from benchmarks.packing import packing
 from benchmarks.timing import CLOCKS, Figure, Settings
 from benchmarks.training import training
 from tubelet.runtime.device import set_threads
@@ -20,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "denoiser": denoiser,
     "codec": codec,
     "training": training,
+    "packing": packing,
     "clip": clip,
     "start": start,
 }

@@ -1,4 +1,4 @@
-"""The command line: `tubelet generate | train | evaluate | worlds | models`. Rooms are imported by the verb that needs them."""
+"""The command line: `tubelet generate | edit | train | evaluate | worlds | models`. A verb imports the rooms that it needs."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ class Generate:
     """Strength of classifier-free guidance; 1 is none."""
     seed: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 0)")] = None
     """The same seed and settings give the same bytes on the same machine."""
+    loop: Annotated[bool, arg(help_behavior_hint="")] = False
+    """A film without a first frame: its last leads to its first."""
     expand: Annotated[bool, arg(help_behavior_hint="")] = True
     """Give the words to the model as they are, not rewritten into the kind of caption that it was trained on."""
     like: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
@@ -57,11 +59,7 @@ class Generate:
 
     def __call__(self) -> None:
         started = time.perf_counter()
-        _check_output(self.out, FILMS)
-        if self.sheet is not None:
-            _check_output(self.sheet, PICTURES)
-            if self.sheet.resolve() == self.out.resolve():
-                raise UserError(f"--out and --sheet are both {self.out}; give one of them another name")
+        _check_outputs(self.out, self.sheet)
         size = _size(self.size)
         if self.like is not None:
             self._refuse_beside_like()
@@ -88,19 +86,10 @@ class Generate:
                     steps=self.steps,
                     guidance=self.guidance,
                     expander=_expander() if self.expand else None,
+                    loop=self.loop,
                     progress=advance,
                 )
-        before = time.perf_counter()
-        clip.save(self.out)
-        if self.sheet is not None:
-            clip.save(self.sheet)
-        timings |= {**clip.timings, "write": time.perf_counter() - before, "total": time.perf_counter() - started}
-        if self.json:
-            _print_json({"out": str(self.out), "settings": clip.settings, "timings": timings})
-            return
-        if clip.settings["text"] != clip.settings["prompt"]:
-            print(f"read as: {clip.settings['text']}")
-        print(f"{self.out}  ({timings['total']:.1f} s)" + (f"  {self.sheet}" if self.sheet else ""))
+        _deliver(clip, self.out, self.sheet, self.json, timings, started)
 
     def _refuse_beside_like(self) -> None:
         """What the file decides cannot be asked for again."""
@@ -111,11 +100,83 @@ class Generate:
             "--steps": self.steps,
             "--guidance": self.guidance,
             "--seed": self.seed,
+            "--loop": "" if self.loop else None,
             "--no-expand": None if self.expand else "",
         }
         beside = [name for name, value in given.items() if value is not None and (name != "the words" or value)]
         if beside:
             raise UserError(f"--like takes everything from the file; leave out {beside[0]}, or --like")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A film and words in, the film made again by the words out."""
+
+    film: Annotated[Positional[Path], arg(metavar="FILE")]
+    """The film: anything that PyAV or Pillow reads."""
+    prompt: Annotated[Positional[str], arg(metavar="WORDS")]
+    """What the new film is to show."""
+    strength: float = 0.6
+    """Near 0 the film stays, at 1 only the words count."""
+    into: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """A second film: the first turns into it."""
+    fit: Annotated[str, arg(metavar="pad|crop|stretch")] = "pad"
+    """How a film of another shape is brought to the size."""
+    system: Annotated[str, arg(metavar="NAME|FOLDER")] = DEFAULT_SYSTEM
+    """A shipped system's name, or a folder that holds one."""
+    size: Annotated[str | None, arg(metavar="HxW", help_behavior_hint="(default: the system's)")] = None
+    """Height x width in pixels, e.g. 64x64."""
+    frames: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the system's)")] = None
+    """How many frames, taken at the system's rate from the beginning."""
+    steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the system's)")] = None
+    """Solver steps."""
+    guidance: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: the system's)")] = None
+    """Strength of classifier-free guidance; 1 is none."""
+    seed: int = 0
+    """The same seed and settings give the same bytes on the same machine."""
+    expand: Annotated[bool, arg(help_behavior_hint="")] = True
+    """Give the words to the model as they are, not rewritten into the kind of caption that it was trained on."""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("out/edit.mp4")
+    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
+    sheet: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Also write a contact sheet (.png)."""
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Print settings and timings as JSON."""
+
+    def __call__(self) -> None:
+        started = time.perf_counter()
+        _check_outputs(self.out, self.sheet)
+        if not self.prompt.strip():
+            raise UserError('edit needs words that say what the new film is to show; for example "a blue ball bounces"')
+        from tubelet.core.log import progress
+        from tubelet.generate.system import load
+        from tubelet.media.decode import decode
+        from tubelet.media.resize import FITS
+
+        if self.fit not in FITS:
+            raise UserError(f"there is no fit {self.fit!r}; choose one of {', '.join(FITS)}")
+        system = load(self.system)
+        frames = system.config.frames if self.frames is None else self.frames
+        how: dict[str, Any] = {
+            "fps": system.config.fps, "frames": frames, "size": _size(self.size) or system.config.size, "fit": self.fit
+        }  # fmt: skip
+        system.engine.latent_shape(how["size"], frames)
+        film = decode(self.film, **how)
+        into = None if self.into is None else decode(self.into, **how)
+        timings = {"start": time.perf_counter() - started}
+        with progress("denoising") as advance:
+            clip = system.edit(
+                film,
+                self.prompt,
+                self.strength,
+                self.seed,
+                self.steps,
+                self.guidance,
+                into=into,
+                expander=_expander() if self.expand else None,
+                progress=advance,
+            )
+        _deliver(clip, self.out, self.sheet, self.json, timings, started)
 
 
 @dataclass(frozen=True)
@@ -148,6 +209,8 @@ class Evaluate:
     """Films per prompt."""
     human: Annotated[bool, arg(help_behavior_hint="")] = False
     """Evaluate the 30 human prompts instead."""
+    expand: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Expand the prompts first, as `generate` does."""
     sheet: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write a contact sheet of the first films (.png)."""
     json: Annotated[bool, arg(help_behavior_hint="")] = False
@@ -163,6 +226,7 @@ class Evaluate:
 
         system: Any = load(self.system)
         native: dict[str, Any] = {"size": system.config.size, "frames": system.config.frames}
+        native["expander"] = _expander() if self.expand else None
         if self.human:
             figures = evaluate_human(system, samples=self.samples, sheet=self.sheet, **native)
         else:
@@ -257,7 +321,14 @@ class Models:
             print("\n".join(lines))
 
 
-VERBS: dict[str, type] = {"generate": Generate, "train": Train, "evaluate": Evaluate, "worlds": Worlds, "models": Models}
+VERBS: dict[str, type] = {
+    "generate": Generate,
+    "edit": Edit,
+    "train": Train,
+    "evaluate": Evaluate,
+    "worlds": Worlds,
+    "models": Models,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -345,6 +416,32 @@ def _check_output(path: Path, suffixes: tuple[str, ...]) -> None:
         good = False
     if not good:
         raise UserError(f"cannot write {path}; choose a place that you may write to")
+
+
+def _deliver(clip: Any, out: Path, sheet: Path | None, as_json: bool, timings: dict[str, float], started: float) -> None:
+    """Write a clip and say so."""
+    before = time.perf_counter()
+    clip.save(out)
+    if sheet is not None:
+        clip.save(sheet)
+    timings = {
+        **timings, **clip.timings, "write": time.perf_counter() - before, "total": time.perf_counter() - started
+    }  # fmt: skip
+    if as_json:
+        _print_json({"out": str(out), "settings": clip.settings, "timings": timings})
+        return
+    if clip.settings["text"] != clip.settings["prompt"]:
+        print(f"read as: {clip.settings['text']}")
+    print(f"{out}  ({timings['total']:.1f} s)" + (f"  {sheet}" if sheet else ""))
+
+
+def _check_outputs(out: Path, sheet: Path | None) -> None:
+    """Refuse a film or sheet that could not be written, or both in one place."""
+    _check_output(out, FILMS)
+    if sheet is not None:
+        _check_output(sheet, PICTURES)
+        if sheet.resolve() == out.resolve():
+            raise UserError(f"--out and --sheet are both {out}; give one of them another name")
 
 
 def _recorded(path: Path) -> dict[str, Any]:

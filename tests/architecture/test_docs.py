@@ -25,7 +25,7 @@ from tubelet.worlds import WORLDS
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")] if path.name not in ("log.md", "CHANGELOG.md"))
-ROOMS = ("worlds", "codecs", "text", "diffusion", "data", "training", "evaluate", "media")
+ROOMS = ("worlds", "codecs", "text", "diffusion", "data", "tasks", "training", "evaluate", "media")
 
 
 def blocks(path: Path, language: str) -> Iterator[str]:
@@ -54,7 +54,7 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["cli.md", "catalogue.md"])
+@pytest.mark.parametrize("page", ["cli.md", "catalogue.md", "../README.md"])
 def test_generated_pages_are_fresh(generator: ModuleType, page: str) -> None:
     stored = (DOCS / page).read_text(encoding="utf-8")
     assert generator.PAGES[page]() == stored, "the code moved on: run `make docs`"

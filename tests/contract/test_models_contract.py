@@ -144,17 +144,56 @@ def test_levels_per_frame_equal_levels_per_cell(model: Spacetime) -> None:
     torch.testing.assert_close(model(z, frames, condition), model(z, cells, condition), atol=1e-5, rtol=0)
 
 
-def test_positions_can_be_given_and_count_relatively(model: Spacetime) -> None:
+def test_positions_can_be_given(model: Spacetime) -> None:
     z, sigma, condition = inputs(model.config)
     size = z.shape[2], z.shape[3], z.shape[4]
     own = patch_positions(token_grid(size, model.config.patch), model.config.patch)
     base = model(z, sigma, condition)
     torch.testing.assert_close(model(z, sigma, condition, positions=own), base, atol=1e-6, rtol=0)
     torch.testing.assert_close(model(z, sigma, condition, positions=own.expand(3, -1, -1)), base, atol=1e-6, rtol=0)
-    assert (model(z, sigma, condition, positions=own * 2) - base).abs().max() > 1e-3
-    shifted = model(z, sigma, condition, positions=own + 7.5)
-    empty = ~condition.mask.any(1)
-    torch.testing.assert_close(shifted[empty], base[empty], atol=1e-4, rtol=0)
+    for other in (own * 2, own + 7.5):
+        assert (model(z, sigma, condition, positions=other) - base).abs().max() > 1e-3
+
+
+def mixed(config: SpacetimeConfig) -> tuple[list[Tensor], list[Tensor], Condition]:
+    """Four samples of three sizes, with one noise level, one per frame, one per cell; one of them has no words."""
+    g = torch.Generator().manual_seed(3)
+    pt, ph, pw = config.patch
+    sizes = [(1 + 2 * pt, 2 * ph, 3 * pw), (1, 4 * ph, pw), (1 + 2 * pt, 2 * ph, 3 * pw), (1 + pt, ph, 2 * pw)]
+    z = [torch.randn(config.in_channels, *size, generator=g) for size in sizes]
+    sigma = [
+        torch.tensor(0.3),
+        torch.rand(1, generator=g),
+        torch.rand(sizes[2][0], generator=g),
+        torch.rand(sizes[3], generator=g),
+    ]
+    mask = torch.arange(5) < torch.tensor([5, 3, 0, 2])[:, None]
+    return z, sigma, Condition(torch.randn(4, 5, config.text_width, generator=g), mask)
+
+
+def test_packed_equals_one_by_one(model: Spacetime) -> None:
+    z, sigma, condition = mixed(model.config)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    packed = model.forward_packed(z, sigma, condition)
+    singles = [model(one[None], s[None], condition[i : i + 1])[0] for i, (one, s) in enumerate(zip(z, sigma, strict=True))]
+    for ours, theirs in zip(packed, singles, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(sum(o.square().sum() for o in outs), parameters) for outs in (packed, singles)]  # type: ignore[arg-type]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=1e-5)
+
+
+def test_a_poisoned_sample_changes_no_other_of_its_pack(model: Spacetime) -> None:
+    z, sigma, condition = mixed(model.config)
+    clean = model.forward_packed(z, sigma, condition)
+    z[1] = z[1] * float("nan")
+    poisoned = model.forward_packed(z, sigma, condition)
+    assert poisoned[1].isnan().any()
+    for i in (0, 2, 3):
+        assert torch.equal(poisoned[i], clean[i])
+    assert model.forward_packed([], [], condition[:0]) == []
+    with pytest.raises(UserError, match="one of each per sample"):
+        model.forward_packed(z, sigma[:2], condition)
 
 
 def test_saved_and_loaded(model: Spacetime, tmp_path: Path) -> None:

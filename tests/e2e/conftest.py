@@ -29,7 +29,7 @@ class Said(NamedTuple):
 def save_tiny(folder: Path, seed: int = 0) -> Path:
     """A system of random weights, native 32 x 32 pixels and 5 frames, strides 1 x 8 x 8 and patch 2 x 2 x 2."""
     torch.manual_seed(seed)
-    codec = build_codec("causal_conv", {"channels": 4, "fine_width": 16, "coarse_width": 16, "decoder_blocks": [1, 1]})
+    codec = build_codec("causal_conv", {"channels": 4, "fine_width": 16, "coarse_width": 16, "decoder_blocks": [1, 1, 1]})
     denoiser = Spacetime(SpacetimeConfig(width=32, depth=1, heads=2, in_channels=4, patch=(1, 2, 2), text_width=32))
     tokenizer = train(["a red ball falls", "a blue box slides left"] * 4, 280)
     text = OwnTextEncoder(OwnTextConfig(vocab_size=300, width=32, depth=1, heads=2), tokenizer)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tubelet.cli import main
 from tubelet.core.files import sha256
 from tubelet.data.shards import ShardDataset
 from tubelet.generate.system import load
+from tubelet.recipes import load_recipe
 from tubelet.recipes.worlds import WorldsRecipe
 from tubelet.train.text_to_video import TextToVideoObjective
 
@@ -124,6 +126,30 @@ def _forbidden(stage: str) -> Callable[..., None]:
     return run_again
 
 
+def test_a_run_goes_on_from_a_system(road: Path, tmp_path: Path, refused: Callable) -> None:
+    folder, start = tmp_path / "more", f"--set=start={road / 'system'}"
+    assert (
+        train(folder, start, "--set=denoise.optimizer.learning_rate=1e-9", "--set=denoise.optimizer.learning_rate_adamw=1e-9")
+        == 0
+    )
+    assert not (folder / "clips").exists(), "its codec is kept"
+    old, new = load(road / "system", dtype="float32"), load(folder / "system", dtype="float32")
+    for ours, theirs in zip((new.codec, new.denoiser, new.text), (old.codec, old.denoiser, old.text), strict=True):
+        for name, value in ours.state_dict().items():
+            torch.testing.assert_close(value, theirs.state_dict()[name], atol=1e-5, rtol=0)
+    said = refused("train", "smoke", "--out", tmp_path / "other", *SMALL, start, "--set", "denoiser.depth=2")
+    assert "has another denoiser than the recipe" in said
+
+
+def test_a_sketch_comes_first_where_a_recipe_asks_for_it(road: Path, before_denoiser: Path) -> None:
+    recipe = load_recipe("smoke", [word.removeprefix("--set=") for word in SMALL])
+    changed = replace(recipe, sketch=replace(recipe.denoise, steps=3), sketch_frames=2, masks={"prefix": 1.0}, haze=0.1)
+    changed.run(before_denoiser)
+    lines = [json.loads(line) for line in (before_denoiser / "sketch" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 3
+    assert hashes(before_denoiser / "system") != hashes(road / "system")
+
+
 def test_a_folder_belongs_to_its_settings(road: Path, refused: Callable) -> None:
     said = refused("train", "smoke", "--out", road, *SMALL, "--set", "clips.frames=9")
     assert "holds a run with other settings of 'clips'" in said
@@ -181,7 +207,7 @@ def test_stopped_and_killed_it_resumes_bit_for_bit(
         ("clips.frames=0", "frames must be"),
         ("clips.codec_frames=0", "frames must be"),
         ("denoiser.in_channels=4", "must be the codec's 8, got 4"),
-        ("denoiser.text_width=64", "must be text.width 128, got 64"),
+        ("denoiser.text_width=64", "must be the text encoder's 128, got 64"),
         ("captions.short=-1", "proportions"),
     ],
 )

@@ -7,7 +7,8 @@ shapes are
     pixels (B, 3, T, 64, 64) -> patches (B*T, 48, 16, 16) -> fine stage (B*T, 64, 16, 16)
     -> merge 2x2 cells and `st` frames (B*T', 128, 8, 8) -> coarse stage -> latents (B, C, T', 8, 8)
 
-and the decoder runs the same road back with more blocks.
+and the decoder runs the same road back with more blocks and one stage more, at 2x2 pixels a cell: an edge inside a patch
+is no linear function of what the patch knows (docs/log.md, 2026-11-25: 1 dB of foreground at equal steps).
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ from tubelet.nn.conv import (
 
 PATCH = 4
 """Side of the patches of the fine stage; the coarse stage halves it again, 8x8 in all."""
+SHARP = 2
+"""Side of the cells of the decoder's last stage."""
 
 
 @dataclass(frozen=True)
 class CausalConvConfig:
-    """Sizes of a `CausalConv`. `fine` is the stage of 4x4 patches at frame rate, `coarse` the one of 8x8 at latent rate."""
+    """Sizes of a `CausalConv`. `fine` is the stage of 4x4 patches at frame rate, `coarse` the one of 8x8 at latent rate,
+    `sharp` the decoder's last one, of 2x2 cells."""
 
     channels: int = 8
     """Latent channels C."""
@@ -48,14 +52,16 @@ class CausalConvConfig:
     """Frames that a causal mixing layer sees, its own included; 1 mixes nothing: at stride 1 each frame is coded alone."""
     fine_width: int = 64
     coarse_width: int = 128
+    sharp_width: int = 32
     encoder_blocks: tuple[int, int] = (1, 1)
     """Residual blocks of the fine and the coarse stage."""
-    decoder_blocks: tuple[int, int] = (2, 2)
+    decoder_blocks: tuple[int, int, int] = (1, 1, 2)
+    """Residual blocks of the sharp, the fine and the coarse stage."""
 
     def __post_init__(self) -> None:
         if self.temporal_stride not in (1, 2, 4):
             raise UserError(f"temporal_stride must be 1, 2 or 4, got {self.temporal_stride}; choose one of them")
-        small = min(self.channels, self.temporal_kernel, self.fine_width, self.coarse_width)
+        small = min(self.channels, self.temporal_kernel, self.fine_width, self.coarse_width, self.sharp_width)
         if small < 1 or min(*self.encoder_blocks, *self.decoder_blocks) < 0:
             raise UserError(
                 "channels, kernel and widths must be at least 1 and blocks at least 0; correct the codec's settings"
@@ -99,16 +105,18 @@ class CausalConv(Codec):
         self.encoder_coarse = _Stage(coarse, config.encoder_blocks[1], kernel)
         self.encoder_out = nn.Conv2d(coarse, config.channels, 1)
         self.decoder_in = nn.Conv2d(config.channels, coarse, 3, padding=1)
-        self.decoder_coarse = _Stage(coarse, config.decoder_blocks[1], kernel)
+        self.decoder_coarse = _Stage(coarse, config.decoder_blocks[2], kernel)
         self.expand = ExpandFrames(coarse, 4 * fine, stride)
-        self.decoder_fine = _Stage(fine, config.decoder_blocks[0], kernel)
-        self.decoder_out = nn.Conv2d(fine, depth, 3, padding=1)
+        self.decoder_fine = _Stage(fine, config.decoder_blocks[1], kernel)
+        self.split = nn.Conv2d(fine, (PATCH // SHARP) ** 2 * config.sharp_width, 3, padding=1)
+        self.decoder_sharp = _Stage(config.sharp_width, config.decoder_blocks[0], 1)
+        self.decoder_out = nn.Conv2d(config.sharp_width, 3 * SHARP * SHARP, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def blocks(self) -> list[nn.Module]:
         """All residual blocks, encoder first."""
-        stages = (self.encoder_fine, self.encoder_coarse, self.decoder_coarse, self.decoder_fine)
+        stages = (self.encoder_fine, self.encoder_coarse, self.decoder_coarse, self.decoder_fine, self.decoder_sharp)
         return [block for stage in stages for block in stage.blocks]
 
     def outer_parameters(self) -> list[nn.Parameter]:
@@ -131,4 +139,6 @@ class CausalConv(Codec):
         x = self.expand(x.permute(0, 2, 3, 1).unflatten(0, (B, -1)), stream)  # (B, T, h, w, 4*fine)
         x = depth_to_space(x.flatten(0, 1).permute(0, 3, 1, 2), 2)  # (B*T, fine, H/4, W/4)
         x = self.decoder_fine(x, B, stream)
-        return unfold_frames(depth_to_space(self.decoder_out(x), PATCH), B)  # (B, 3, T, H, W)
+        x = depth_to_space(self.split(x), PATCH // SHARP)  # (B*T, sharp, H/2, W/2)
+        x = self.decoder_sharp(x, B, stream)
+        return unfold_frames(depth_to_space(self.decoder_out(x), SHARP), B)  # (B, 3, T, H, W)

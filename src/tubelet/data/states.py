@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
 from tubelet.data.schema import Record
 from tubelet.data.shards import ShardDataset, ShardWriter
+from tubelet.text.base import TextEncoder
 
 Encode = Callable[[list[str]], Condition]
 
@@ -69,3 +71,30 @@ class CachedStates:
                 raise UserError(f"the text-state cache has no states of {text[:60]!r}; cache the data set's captions again")
             self.known[key] = record.tensors["states"]
         return self.known[key]
+
+
+class CachedTextEncoder(TextEncoder):
+    """A frozen encoder in training: captions come from its cache, any other prompt from the encoder itself."""
+
+    trainable = False
+
+    def __init__(self, inner: TextEncoder, folder: str | Path) -> None:
+        super().__init__()
+        assert not inner.trainable, "states of an encoder that learns are not worth keeping"
+        self.inner, self.cached, self.config = inner.requires_grad_(False), CachedStates(folder), inner.config
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CachedTextEncoder:
+        # A running average of weights copies the model: what is frozen may be shared.
+        return self
+
+    @property
+    def width(self) -> int:
+        return self.inner.width
+
+    def truncated(self, prompt: str) -> bool:
+        return self.inner.truncated(prompt)
+
+    def _encode(self, prompts: list[str]) -> Condition:
+        if all(key_of(prompt) in self.cached.dataset.places for prompt in prompts):
+            return self.cached.encode(prompts)
+        return self.inner.encode(prompts)

@@ -18,6 +18,7 @@ from torch import Tensor
 from tubelet.core.errors import UserError
 from tubelet.data.batching import collate, plan_batches
 from tubelet.data.schema import Record
+from tubelet.nn.packing import first_fit
 
 State = dict[str, Any]
 """JSON values that say where a source stands."""
@@ -305,8 +306,87 @@ class BucketStream:
         self.epoch, self.batch, self.count = int(state["epoch"]), int(state["batch"]), int(state["count"])
 
 
+class PackStream:
+    """Packs of samples of any shapes under a token budget: nothing is cropped, resized or padded.
+
+    `tokens[i]` is item i's cost. A draw of `count` is `count` packs as one batch, whose tensors are lists (one per sample) in
+    place of stacks: neighbours of equal cost stand together, which packed attention computes in one call. `padding` says what
+    share of the budget the current epoch leaves empty.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        tokens: Sequence[int],
+        budget: int,
+        seed: int = 0,
+        *,
+        proportions: Mapping[str, float] | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if len(tokens) != len(dataset) or not tokens:
+            raise UserError(f"{len(tokens)} token counts were given for {len(dataset)} records; give one each")
+        if max(tokens) > budget or min(tokens) < 1:
+            raise UserError(f"a pack of {budget} tokens cannot hold a sample of {max(tokens)}; raise the budget")
+        self.dataset, self.tokens, self.budget, self.seed = dataset, list(tokens), budget, seed
+        self.rank, self.world = rank, world
+        self.choice = CaptionChoice(proportions or {"short": 1.0, "dense": 1.0, "human": 1.0}, seed)
+        self.epoch, self.pack = 0, 0
+        self._plan: tuple[int, list[list[int]]] | None = None
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        """The packs of an epoch, from (seed, epoch, budget, tokens) alone; every item appears once."""
+        if self._plan is None or self._plan[0] != epoch:
+            packs = first_fit(self.tokens, permutation(len(self.tokens), self.seed, epoch).tolist(), self.budget)
+            shuffled = np.argsort(mix(self.seed, epoch, np.arange(len(packs), dtype=np.int64), 3), kind="stable")
+            self._plan = epoch, [packs[place] for place in shuffled]
+        return self._plan[1]
+
+    @property
+    def padding(self) -> float:
+        """Share of the token budget that this epoch's packs leave empty, in [0, 1)."""
+        packs = self.plan(self.epoch)
+        return 1.0 - sum(self.tokens) / (self.budget * len(packs))
+
+    def draw(self, count: int) -> Batch:
+        draws: list[Draw] = []
+        for place in range(count * self.world):
+            packs = self.plan(self.epoch)
+            if place % self.world == self.rank:
+                draws += [Draw(self.epoch, index) for index in packs[self.pack]]
+            self.pack += 1
+            if self.pack == len(packs):
+                self.epoch, self.pack = self.epoch + 1, 0
+        draws.sort(key=lambda draw: -self.tokens[draw.index])
+        records, places = _read(self.dataset, draws, self.choice)
+        batch: Batch = {name: [record.tensors[name] for record in records] for name in records[0].tensors}
+        batch["key"] = [record.key for record in records]
+        if places is not None:
+            batch["caption"] = [record.meta["captions"][place]["text"] for record, place in zip(records, places, strict=True)]
+            batch["caption_index"] = torch.tensor(places, dtype=torch.long)  # (S,)
+        return batch
+
+    def state(self) -> State:
+        return {"epoch": self.epoch, "pack": self.pack, "length": len(self.tokens), "seed": self.seed, "budget": self.budget}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        check_same(state, {"length": len(self.tokens), "seed": self.seed, "budget": self.budget})
+        self.epoch, self.pack = int(state["epoch"]), int(state["pack"])
+
+
 def gather(dataset: Dataset, draws: Sequence[Draw], choice: CaptionChoice) -> Batch:
     """Read, choose captions, stack."""
+    records, places = _read(dataset, draws, choice)
+    batch = collate(records)
+    if places is not None:
+        batch["caption"] = [record.meta["captions"][place]["text"] for record, place in zip(records, places, strict=True)]
+        batch["caption_index"] = torch.tensor(places, dtype=torch.long)  # (B,)
+    return batch
+
+
+def _read(dataset: Dataset, draws: Sequence[Draw], choice: CaptionChoice) -> tuple[list[Record], list[int] | None]:
+    """The drawn records, an unreadable one replaced by the next, and which caption of each; None where some have none."""
     records: list[Record] = []
     for draw in draws:
         record, index = dataset.read(draw.index), draw.index
@@ -316,9 +396,6 @@ def gather(dataset: Dataset, draws: Sequence[Draw], choice: CaptionChoice) -> Ba
                 raise UserError("no record of the data set can be read; restore the shards from their source")
             record = dataset.read(index)
         records.append(record)
-    batch = collate(records)
-    if all("captions" in record.meta for record in records):
-        places = [choice.pick(record.meta["captions"], draw) for record, draw in zip(records, draws, strict=True)]
-        batch["caption"] = [record.meta["captions"][place]["text"] for record, place in zip(records, places, strict=True)]
-        batch["caption_index"] = torch.tensor(places, dtype=torch.long)  # (B,)
-    return batch
+    if not all("captions" in record.meta for record in records):
+        return records, None
+    return records, [choice.pick(record.meta["captions"], draw) for record, draw in zip(records, draws, strict=True)]

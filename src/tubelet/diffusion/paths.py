@@ -214,6 +214,9 @@ class SigmaSampling:
     uniform: float = 0.1  # share drawn evenly from [0, 1)
     shift: float = 1.0
     per_frame: bool = False  # one level per frame instead of one per sample
+    tokens: int = (
+        0  # the shift holds for clips of so many tokens and grows with the root of their count; 0: it is the same for all
+    )
 
     def __post_init__(self) -> None:
         if not self.std > 0:
@@ -222,10 +225,23 @@ class SigmaSampling:
             raise UserError(f"uniform must be a share in [0, 1], got {self.uniform}; 0.1 is the usual choice")
         if not self.shift > 0:
             raise UserError(f"shift must be positive, got {self.shift}; 1 means no shift")
+        if self.tokens < 0:
+            raise UserError(f"tokens must be at least 0, got {self.tokens}; 0 shifts all clips alike")
+
+    def shift_of(self, tokens: int | None) -> float:
+        """The shift of a clip of `tokens` tokens: larger clips stay legible under more noise (Esser et al. 2024, eq. 23)."""
+        return shift_of_tokens(self.shift, tokens, self.tokens)
 
 
-def sample_sigma(n: int | tuple[int, ...], rng: torch.Generator, sampling: SigmaSampling | None = None) -> Tensor:
-    """Draw float32 noise levels in [0, 1], of shape `(n,)` or `n`, on the generator's device.
+def shift_of_tokens(shift: float, tokens: int | None, reference: int) -> float:
+    """`shift`, meant for `reference` tokens, at another count: times the root of the ratio. Either unknown or 0: as it is."""
+    return shift * math.sqrt(tokens / reference) if tokens and reference else shift
+
+
+def sample_sigma(
+    n: int | tuple[int, ...], rng: torch.Generator, sampling: SigmaSampling | None = None, tokens: int | None = None
+) -> Tensor:
+    """Draw float32 noise levels in [0, 1], of shape `(n,)` or `n`, on the generator's device, for clips of `tokens` tokens.
 
     The draws taken from `rng` depend on the shape only, never on the settings.
     """
@@ -235,4 +251,4 @@ def sample_sigma(n: int | tuple[int, ...], rng: torch.Generator, sampling: Sigma
     even = torch.rand(shape, generator=rng, device=rng.device)
     choice = torch.rand(shape, generator=rng, device=rng.device)
     sigma = torch.where(choice < sampling.uniform, even, torch.sigmoid(sampling.mean + sampling.std * normal))
-    return shift_sigma(sigma, sampling.shift)
+    return shift_sigma(sigma, sampling.shift_of(tokens))

@@ -20,6 +20,8 @@ from tubelet.diffusion.guidance import guided
 from tubelet.diffusion.objectives import Prediction, denoiser
 from tubelet.diffusion.paths import RECTIFIED_FLOW, uniform_sigmas
 from tubelet.diffusion.solvers import SOLVERS
+from tubelet.tasks.given import Given, conditioned
+from tubelet.tasks.loop import cyclic
 from tubelet.text.base import TextEncoder
 
 GREATEST_GUIDANCE = 30.0
@@ -114,9 +116,14 @@ class Engine:
         sampling: Sampling,
         *,
         batch: int = 8,
+        given: Given | None = None,
+        loop: bool = False,
         progress: Progress | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """Films `(B, 3, T, H, W)` in [-1, 1], float32 on the CPU, one per request; and seconds spent on text, denoise, decode.
+
+        `given`: what is known of each film, as any of `tubelet.tasks` says it, of one film or of as many as there are
+        requests. `loop`: the film has no first frame, its last leads to its first.
 
         At most `batch` samples go through the networks together. Raises UserError when the size does not fit, when nothing
         is asked for, or when the latents stop being finite.
@@ -130,6 +137,10 @@ class Engine:
         timings = {"text": 0.0, "denoise": 0.0, "decode": 0.0}
         chunks = [requests[begin : begin + batch] for begin in range(0, len(requests), batch)]
         total = sampling.steps * len(chunks)
+        if given is not None and (len(given.clean) not in (1, len(requests)) or given.clean.shape[1:] != shape):
+            raise UserError(
+                f"{len(requests)} films of latents {shape} are asked for, but given is {tuple(given.clean.shape)}; make it fit"
+            )
         for number, chunk in enumerate(chunks):
 
             def stepped(done: int, _steps: int, _x_hat: Tensor, before: int = number * sampling.steps) -> None:
@@ -137,7 +148,8 @@ class Engine:
                     progress(before + done, total)
 
             try:
-                films.append(self._sample_together(chunk, shape, sampling, stepped, timings))
+                known = None if given is None else given.part(number * batch, len(chunk))
+                films.append(self._sample_together(chunk, shape, sampling, stepped, timings, known, loop))
             except (MemoryError, RuntimeError) as error:
                 # On the CPU torch has no kind of its own for a failed allocation.
                 if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate" not in str(error):
@@ -155,6 +167,8 @@ class Engine:
         sampling: Sampling,
         callback: Callable[[int, int, Tensor], None],
         timings: dict[str, float],
+        given: Given | None,
+        loop: bool,
     ) -> Tensor:
         clock = time.perf_counter()
         device = next(self.denoiser.parameters()).device
@@ -167,10 +181,16 @@ class Engine:
         denoise = guided(
             denoiser(self.denoiser, self.prediction, RECTIFIED_FLOW), condition, null, sampling.guidance, sampling.interval
         )
+        sigmas = uniform_sigmas(sampling.steps, sampling.shift)
+        if loop:
+            denoise = cyclic(denoise, shape[1], [torch.Generator("cpu").manual_seed(request.seed) for request in requests])
+        if given is not None:
+            given = given.to(device)
+            denoise, sigmas = conditioned(denoise, given, noise), sigmas * given.strength
         latents = SOLVERS[sampling.solver].solve(
             denoise,
-            noise,
-            uniform_sigmas(sampling.steps, sampling.shift),
+            noise if given is None else given.start(noise),
+            sigmas,
             path=RECTIFIED_FLOW,
             generator=generators,
             callback=callback,

@@ -37,6 +37,8 @@ from tubelet.generate.engine import Engine, Progress, Request, Sampling
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.runtime.cpu import accelerate, use_fast_attention
 from tubelet.runtime.device import choose_device, has_bf16_instructions
+from tubelet.tasks.edit import blend, edit
+from tubelet.tasks.given import Given
 from tubelet.text import TOKENIZER_FILE, build_text
 from tubelet.text.base import TextEncoder
 from tubelet.text.expand import Expander
@@ -148,10 +150,12 @@ class System:
         *,
         solver: str | None = None,
         expander: Expander | None = None,
+        loop: bool = False,
     ) -> Clip:
         """One film that shows the prompt. What is left out comes from the system's defaults; `size` is (height, width).
 
-        `expander` rewrites the prompt into the kind of caption the model was trained on; both are kept in the settings.
+        `loop`: a film without a first frame, whose last leads to its first. `expander` rewrites the prompt into the kind of
+        caption the model was trained on; both are kept in the settings.
         Raises UserError for an empty prompt and for sizes, frames, steps, guidance or a solver that cannot be.
         """
         return self.generate_batch(
@@ -164,7 +168,48 @@ class System:
             progress=progress,
             solver=solver,
             expander=expander,
+            loop=loop,
         )[0]
+
+    def edit(
+        self,
+        film: Video,
+        prompt: str,
+        strength: float = 0.6,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        progress: Progress | None = None,
+        *,
+        into: Video | None = None,
+        expander: Expander | None = None,
+    ) -> Clip:
+        """A film made again by words from `film` (one, of a size that fits the system): near strength 0 it stays, at 1 only the
+        words count. `into`: a second film of the same size; the first turns into it.
+
+        Raises UserError as `generate`, and when the films do not fit.
+        """
+        latents = [self._encoded(one) for one in (film, into) if one is not None]  # (1, C, T, H, W) each
+        given = edit(latents[0], strength) if into is None else blend(latents[0], latents[1], strength)
+        return self._batch(
+            [prompt],
+            [seed],
+            film.size,
+            film.frames,
+            {"steps": steps, "guidance": guidance},
+            expander,
+            1,
+            progress,
+            given=given,
+            task={"task": "edit" if into is None else "blend", "strength": strength},
+        )[0]
+
+    def _encoded(self, film: Video) -> Tensor:
+        if len(film) != 1:
+            raise UserError(f"one film is edited at a time, got {len(film)}; give them one by one")
+        self.engine.latent_shape(film.size, film.frames)
+        with torch.inference_mode():
+            return self.codec.encode(film.pixels.to(self.device)).float()  # (1, C, T, H, W)
 
     def generate_batch(
         self,
@@ -178,6 +223,7 @@ class System:
         solver: str | None = None,
         expander: Expander | None = None,
         batch: int = 8,
+        loop: bool = False,
         progress: Progress | None = None,
     ) -> list[Clip]:
         """A film for each pair of prompt and seed, as `generate` would make it up to float rounding.
@@ -185,21 +231,28 @@ class System:
         `batch` samples run together; the clips' timings are the whole call's, divided evenly. Raises UserError as `generate`.
         """
         chosen = {"steps": steps, "guidance": guidance, "solver": solver}
+        length = self.config.frames if frames is None else frames
+        return self._batch(prompts, seeds, size or self.config.size, length, chosen, expander, batch, progress, loop=loop)
+
+    def _batch(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        size: tuple[int, int],
+        frames: int,
+        chosen: Mapping[str, Any],
+        expander: Expander | None,
+        batch: int,
+        progress: Progress | None,
+        **task: Any,
+    ) -> list[Clip]:
+        """Prompts as the user gave them, and those of the sampler's settings that he chose; `task` as in `_clips`."""
         sampling = replace(self.config.defaults, **{name: value for name, value in chosen.items() if value is not None})
         for prompt in prompts:
             if not isinstance(prompt, str) or not prompt.strip():
                 raise UserError('the prompt is empty; say what to show, for example "a red ball bounces"')
         texts = [expander.expand(prompt).text if expander is not None else prompt for prompt in prompts]
-        return self._clips(
-            prompts,
-            texts,
-            seeds,
-            size or self.config.size,
-            self.config.frames if frames is None else frames,
-            sampling,
-            batch,
-            progress,
-        )
+        return self._clips(prompts, texts, seeds, size, frames, sampling, batch, progress, **task)
 
     def _clips(
         self,
@@ -211,19 +264,28 @@ class System:
         sampling: Sampling,
         batch: int,
         progress: Progress | None,
+        *,
+        given: Given | None = None,
+        loop: bool = False,
+        task: Mapping[str, Any] | None = None,
     ) -> list[Clip]:
+        """`task`: what the settings say beside the words of how the film was made."""
         if len(prompts) != len(seeds):
             raise UserError(f"{len(prompts)} prompts have {len(seeds)} seeds; give one seed per prompt")
         requests = [Request(text, seed) for text, seed in zip(texts, seeds, strict=True)]
         if len(size) != 2:
             raise UserError(f"size is (height, width), got {size!r}; give two numbers")
-        pixels, timings = self.engine.sample(requests, size, frames, sampling, batch=batch, progress=progress)
+        pixels, timings = self.engine.sample(
+            requests, size, frames, sampling, batch=batch, given=given, loop=loop, progress=progress
+        )
         shares = {name: seconds / len(requests) for name, seconds in timings.items()}
         common = {
             "size": list(size),
             "frames": frames,
             "fps": self.config.fps,
             **to_dict(sampling),
+            **({"loop": True} if loop else {}),
+            **(task or {}),
             "system": self.name,
             "digest": self.digest,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -354,6 +416,8 @@ def regenerate(settings: Mapping[str, Any], system: System | None = None, *, pro
     the digests differ or settings are missing or of the wrong kind.
     """
     wanted = from_dict(_Recorded, {k: v for k, v in settings.items() if k in _Recorded.__dataclass_fields__})
+    if wanted.task != "text":
+        raise UserError(f"the film was made from another film ({wanted.task}), which it does not hold; make it again from that")
     if system is None:
         system = load(wanted.system, dtype=wanted.dtype)
     if system.digest != wanted.digest:
@@ -364,7 +428,8 @@ def regenerate(settings: Mapping[str, Any], system: System | None = None, *, pro
     if str(system.dtype) != f"torch.{wanted.dtype}":
         raise UserError(f"the film was computed in {wanted.dtype}, this system in {system.dtype}; load it with that dtype")
     sampling = Sampling(wanted.steps, wanted.guidance, wanted.interval, wanted.solver, wanted.shift)
-    clips = system._clips([wanted.prompt], [wanted.text], [wanted.seed], wanted.size, wanted.frames, sampling, 1, progress)
+    whole = (wanted.size, wanted.frames, sampling, 1, progress)
+    clips = system._clips([wanted.prompt], [wanted.text], [wanted.seed], *whole, loop=wanted.loop)
     return clips[0]
 
 
@@ -383,6 +448,8 @@ class _Recorded:
     system: str
     digest: str
     dtype: str
+    loop: bool = False
+    task: str = "text"
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

@@ -8,6 +8,7 @@ network continue, connect, inpaint and stream. It knows no schedule: its output 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,8 +21,9 @@ from tubelet.nn.attention import Rope
 from tubelet.nn.blocks import SpacetimeBlock
 from tubelet.nn.conditioning import AdaLN, NoiseEmbedding, modulate, token_sigma
 from tubelet.nn.norms import RMSNorm
+from tubelet.nn.packing import Segments
 from tubelet.nn.patch import Grid, patch_positions, patchify, token_grid, unpatchify
-from tubelet.nn.positions import RotaryEmbedding
+from tubelet.nn.positions import RotaryEmbedding, sincos
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,23 @@ class SpacetimeConfig:
             raise UserError(f"text must be cross or joint, got {self.text!r}; choose one of them")
 
 
+PLACE_FEATURES = 160
+"""Width of `place_features`."""
+
+
+def place_features(positions: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where a token is: `positions (..., L, 3)` of (t, h, w) in latent frames and cells of a clip `size` (H, W) cells.
+
+    Sines and cosines of t, h and w themselves, and of h and w as fractions of the clip (NaViT, Dehghani et al. 2023, section
+    3.1), so that "on the floor" is one place at every size. Functions, no tables: no size is built in. `(..., L, 160)`.
+    """
+    extent = torch.tensor(size, device=positions.device, dtype=torch.float32)
+    cells = sincos(32, positions.float(), max_period=100.0)  # (..., L, 3, 32)
+    turns = torch.arange(1, 17, device=positions.device, dtype=torch.float32) * torch.pi
+    angle = ((positions[..., 1:] + 0.5) / extent)[..., None] * turns  # (..., L, 2, 16)
+    return torch.cat([cells.flatten(-2), angle.sin().flatten(-2), angle.cos().flatten(-2)], dim=-1)
+
+
 class Spacetime(nn.Module):
     """Noised latents, their noise levels and a prompt in; a raw output of the latents' shape out, zero before training."""
 
@@ -58,6 +77,7 @@ class Spacetime(nn.Module):
         D, head = config.width, config.width // config.heads
         cells = config.patch[0] * config.patch[1] * config.patch[2] * config.in_channels
         self.patch_in = nn.Linear(cells, D)
+        self.place_in = nn.Linear(PLACE_FEATURES, D, bias=False)
         self.text_norm = RMSNorm(config.text_width)
         self.text_in = nn.Linear(config.text_width, D)
         self.noise = NoiseEmbedding(D)
@@ -67,7 +87,8 @@ class Spacetime(nn.Module):
         self.head_norm = RMSNorm(D, affine=False)
         self.head_adaln = AdaLN(D, 2)
         self.head = nn.Linear(D, cells)
-        self._angles: dict[tuple[Grid, int, torch.device], Rope] = {}
+        self.gain = nn.Linear(D, cells)
+        self._places: dict[tuple[Grid, int, torch.device], tuple[Rope, Tensor]] = {}
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -85,7 +106,7 @@ class Spacetime(nn.Module):
                 nn.init.ones_(module.weight)
             elif isinstance(module, SpacetimeBlock):
                 nn.init.zeros_(module.modulation)
-        for linear in (self.adaln.out, self.head_adaln.out, self.head):
+        for linear in (self.adaln.out, self.head_adaln.out, self.head, self.gain):
             nn.init.zeros_(linear.weight)
         for block in self.blocks:
             if isinstance(block, SpacetimeBlock) and block.cross is not None:
@@ -99,18 +120,22 @@ class Spacetime(nn.Module):
         not divide into patches.
         """
         patch, dtype = self.config.patch, self.patch_in.weight.dtype
-        grid = token_grid((z.shape[2], z.shape[3], z.shape[4]), patch)
-        x = self.patch_in(patchify(z, patch).to(dtype)).float()  # (B, L, D)
+        size = (z.shape[2], z.shape[3], z.shape[4])
+        grid = token_grid(size, patch)
+        seen = patchify(z, patch).to(dtype)  # (B, L, cells)
+        M = condition.mask.shape[1] if self.config.text == "joint" else 0
+        if positions is None:
+            rope, features = self._own_places(grid, size, M, z.device)
+        else:
+            rope, features = self._rope_at(positions, M), place_features(positions, size[1:])
+        x = self._embed(seen, features)  # (B, L, D)
         noise = self.noise(token_sigma(sigma, len(z), patch))  # (B, G, D)
         modulation = self.adaln(noise)  # (B, G, 6D)
 
         real = condition.mask[..., None]
-        text = self.text_in(self.text_norm(torch.where(real, condition.states, 0.0).to(dtype)))  # (B, M, D)
-        joint = self.config.text == "joint"
-        M, L = text.shape[1] if joint else 0, x.shape[1]
-        rope = self._rope(grid, M, z.device) if positions is None else self._rope_at(positions, M)
-        context, mask = text, condition.mask
-        if joint:
+        text = self._read(torch.where(real, condition.states, 0.0))  # (B, M, D)
+        context, mask, L = text, condition.mask, x.shape[1]
+        if self.config.text == "joint":
             x, context = torch.cat([text.float(), x], dim=1), None  # (B, M + L, D)
             mask = torch.cat([mask, mask.new_ones(len(z), L)], dim=1)  # (B, M + L)
             if modulation.shape[1] > 1:
@@ -120,21 +145,100 @@ class Spacetime(nn.Module):
 
         for block in self.blocks:
             x = block(x, modulation, rope, context, mask)
-        shift, scale = self.head_adaln(noise).chunk(2, dim=-1)
-        x = modulate(self.head_norm(x[:, M:]), shift, scale).to(dtype)
-        return unpatchify(self.head(x).to(z.dtype), grid, patch)  # (B, C, T, H, W)
+        return unpatchify(self._answer(x[:, M:], noise, seen).to(z.dtype), grid, patch)  # (B, C, T, H, W)
 
-    def _rope(self, grid: Grid, text: int, device: torch.device) -> Rope:
+    def forward_packed(
+        self,
+        z: Sequence[Tensor],
+        sigma: Sequence[Tensor],
+        condition: Condition,
+        positions: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """`forward` for S samples of any sizes as one row of tokens, each with its own noise, words and places.
+
+        z: S latents `(C, T, H, W)`, of which none, some or all may differ in size; sigma: S noise levels `()`, `(T,)` or
+        `(T, H, W)`; `condition` of S; positions: S times `(L, 3)`. Returns what `forward` returns of each alone.
+        """
+        patch, dtype = self.config.patch, self.patch_in.weight.dtype
+        if not len(z) == len(sigma) == len(condition):
+            raise UserError(
+                f"{len(z)} samples, {len(sigma)} noise levels, {len(condition)} prompts; give one of each per sample"
+            )
+        if not len(z):
+            return []
+        sizes = [(one.shape[1], one.shape[2], one.shape[3]) for one in z]
+        grids = [token_grid(size, patch) for size in sizes]
+        seen = torch.cat([patchify(one[None], patch).to(dtype) for one in z], dim=1)  # (1, L, cells)
+        places = [patch_positions(grid, patch, z[0].device) for grid in grids] if positions is None else list(positions)
+        features = torch.cat([place_features(p, size[1:]) for p, size in zip(places, sizes, strict=True)])  # (L, 160)
+        x = self._embed(seen, features)  # (1, L, D)
+        levels = [token_sigma(one[None], 1, patch)[0] for one in sigma]  # S times (G,)
+        lengths = [len(p) for p in places]
+        noise = self.noise(torch.cat(levels)[None])  # (1, sum of G, D)
+        each = [length // len(level) for length, level in zip(lengths, levels, strict=True) for _ in level]
+        noise = noise.repeat_interleave(torch.tensor(each, device=noise.device), dim=1)  # (1, L, D)
+        modulation = self.adaln(noise)  # (1, L, 6D)
+
+        text = self._read(condition.states[condition.mask][None])  # (1, M, D)
+        words = condition.mask.sum(1).tolist()
+        rope = self._rope_at(torch.cat(places), 0)
+        context: Tensor | None = text
+        segments = Segments.of_self(lengths)
+        context_segments: Segments | None = Segments(tuple(lengths), tuple(words))
+        film = slice(None)
+        if self.config.text == "joint":
+            # Each sample's words stand in front of its own tokens.
+            parts = zip(text.float().split(words, 1), x.split(lengths, 1), modulation.split(lengths, 1), places, strict=True)
+            rows = [
+                (t, v, m.mean(1, keepdim=True).expand(-1, t.shape[1], -1), m, p.new_zeros(t.shape[1], 3), p)
+                for t, v, m, p in parts
+            ]
+            x = torch.cat([part for row in rows for part in row[:2]], dim=1)  # (1, M + L, D)
+            modulation = torch.cat([part for row in rows for part in row[2:4]], dim=1)  # (1, M + L, 6D)
+            rope = self._rope_at(torch.cat([part for row in rows for part in row[4:]]), 0)
+            both = [m + n for m, n in zip(words, lengths, strict=True)]
+            context, segments, context_segments = None, Segments.of_self(both), None
+            film = torch.cat([torch.arange(m + n, device=x.device) >= m for m, n in zip(words, lengths, strict=True)])
+
+        for block in self.blocks:
+            x = block(x, modulation, rope, context, None, segments, context_segments)
+        tokens = self._answer(x[:, film], noise, seen).split(lengths, dim=1)
+        return [
+            unpatchify(row.to(one.dtype), grid, patch)[0] for row, one, grid in zip(tokens, z, grids, strict=True)
+        ]  # S times (C, T, H, W)
+
+    def _embed(self, seen: Tensor, features: Tensor) -> Tensor:
+        """Tokens' numbers and places as the residual stream, `(B, L, D)` float32."""
+        return self.patch_in(seen).float() + self.place_in(features.to(seen.dtype)).float()
+
+    def _read(self, states: Tensor) -> Tensor:
+        """Token states of words at this network's width, `(B, M, D)`."""
+        return self.text_in(self.text_norm(states.to(self.patch_in.weight.dtype)))
+
+    def _answer(self, x: Tensor, noise: Tensor, seen: Tensor) -> Tensor:
+        """The output's tokens `(B, L, cells)`.
+
+        What was seen is let through element by element, as much as its token says: a place whose content is certain lets
+        nothing through and needs no width to carry its own noise to the output.
+        """
+        shift, scale = self.head_adaln(noise).chunk(2, dim=-1)
+        x = modulate(self.head_norm(x), shift, scale).to(seen.dtype)
+        return self.head(x) + self.gain(x) * seen
+
+    def _own_places(self, grid: Grid, size: Grid, text: int, device: torch.device) -> tuple[Rope, Tensor]:
+        """Rotations of the sequence and features of the tokens of a whole clip, kept for the next call."""
         if torch.compiler.is_compiling():
-            return self._rope_at(patch_positions(grid, self.config.patch, device), text)
+            places = patch_positions(grid, self.config.patch, device)
+            return self._rope_at(places, text), place_features(places, size[1:])
         key = (grid, text, device)
-        if key not in self._angles:
-            if len(self._angles) >= 64:
-                self._angles.clear()
+        if key not in self._places:
+            if len(self._places) >= 64:
+                self._places.clear()
             # Made outside inference mode: a tensor first used for sampling must still serve a later training step.
             with torch.inference_mode(False):
-                self._angles[key] = self._rope_at(patch_positions(grid, self.config.patch, device), text)
-        return self._angles[key]
+                places = patch_positions(grid, self.config.patch, device)
+                self._places[key] = self._rope_at(places, text), place_features(places, size[1:])
+        return self._places[key]
 
     def _rope_at(self, positions: Tensor, text: int) -> Rope:
         """Cos and sin of the sequence; `text` unrotated tokens in front stand at the origin of space and time."""

@@ -9,6 +9,7 @@ from tubelet.nn.attention import CrossAttention, Rope, SelfAttention
 from tubelet.nn.conditioning import gated, modulate
 from tubelet.nn.mlp import SwiGLU
 from tubelet.nn.norms import RMSNorm
+from tubelet.nn.packing import Segments
 
 
 def swiglu_width(dim: int) -> int:
@@ -40,18 +41,26 @@ class SpacetimeBlock(nn.Module):
         self.mlp = SwiGLU(dim, swiglu_width(dim))
 
     def forward(
-        self, x: Tensor, modulation: Tensor, rope: Rope, context: Tensor | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        rope: Rope,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        segments: Segments | None = None,
+        context_segments: Segments | None = None,
     ) -> Tensor:
         """`x (B, L, D)` float32; `modulation (B, G, 6D)`, shared by all blocks.
 
-        With cross-attention: `context (B, M, D)` and its `mask (B, M)`; without: `mask (B, L)` of the sequence, or None.
+        With cross-attention: `context (B, M, D)` and its `mask (B, M)`; without: `mask (B, L)` of the sequence, or None. A pack
+        is one row (B = 1) with `segments` and, with cross-attention, `context_segments` in place of masks.
         """
         dtype = self.mlp.down.weight.dtype
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (modulation + self.modulation.float()).chunk(6, dim=-1)
         h = modulate(self.attention_norm(x), shift_a, scale_a).to(dtype)
         sequence = mask[:, None, None, :] if self.cross is None and mask is not None else None  # (B, 1, 1, L)
-        x = gated(x, gate_a, self.attention(h, rope, sequence))
+        x = gated(x, gate_a, self.attention(h, rope, sequence, segments=segments))
         if self.cross is not None and self.cross_norm is not None and context is not None:
-            x = x + self.cross(self.cross_norm(x).to(dtype), context, mask, rope)
+            x = x + self.cross(self.cross_norm(x).to(dtype), context, mask, rope, context_segments)
         h = modulate(self.mlp_norm(x), shift_m, scale_m).to(dtype)
         return gated(x, gate_m, self.mlp(h))

@@ -21,7 +21,7 @@ def recipe() -> WorldsRecipe:
     return WorldsRecipe(
         name="smoke",
         clips=Clips(codec=512, denoiser=512, size=(32, 32), frames=9),
-        causal_conv=CausalConvConfig(channels=8, fine_width=32, coarse_width=64, decoder_blocks=(1, 1)),
+        causal_conv=CausalConvConfig(channels=8, fine_width=32, coarse_width=64, decoder_blocks=(1, 1, 1)),
         codec_train=TrainConfig(
             steps=150, batch=8, warmup=10, optimizer=OptimizerConfig(learning_rate=3e-3, learning_rate_adamw=3e-3)
         ),

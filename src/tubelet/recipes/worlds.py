@@ -1,4 +1,4 @@
-"""The road from simulated worlds to a system, in five stages, each resumable: clips, codec, latents, denoiser, system.
+"""The road from simulated worlds to a system, in stages, each resumable: clips, codec, latents, denoiser, system.
 
 A stage that has finished is skipped when the same command runs again; one that was interrupted goes on where it stopped.
 """
@@ -9,7 +9,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,15 +30,17 @@ from tubelet.core.types import Strides, Video
 from tubelet.core.weights import load_module, save_module
 from tubelet.data.schema import Record
 from tubelet.data.shards import ShardDataset, ShardWriter
+from tubelet.data.states import CachedTextEncoder, cache_states
 from tubelet.data.stream import CaptionChoice, Stream, TensorSource
 from tubelet.diffusion.objectives import Prediction
 from tubelet.diffusion.paths import SigmaSampling
 from tubelet.generate.engine import Engine, Request, Sampling
-from tubelet.generate.system import save_system
+from tubelet.generate.system import load, save_system
 from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.runtime.cpu import use_fast_attention
 from tubelet.runtime.device import choose_device, fast_bf16
+from tubelet.text import build_text
 from tubelet.text.bpe import Tokenizer
 from tubelet.text.bpe import train as train_tokenizer
 from tubelet.text.own import OwnTextConfig, OwnTextEncoder
@@ -82,8 +84,12 @@ class WorldsRecipe:
     name: str
     codec_train: TrainConfig
     denoise: TrainConfig
-    images: TrainConfig | None = None
-    """Trains on first frames alone, before films: they cost a fraction and teach colours, shapes and places."""
+    start: str | None = None
+    """A system, by name or folder, to go on from: its codec is kept, its text encoder and denoiser are trained further."""
+    sketch: TrainConfig | None = None
+    """Trains on a few frames of each clip, before whole films: it costs a fraction and teaches what is where when."""
+    sketch_frames: int = 5
+    """Token frames that the sketch sees of each clip."""
     decoder_train: TrainConfig | None = None
     """Trains the decoder alone, last: the latents stay what the denoiser has learned, their rendering gets sharper."""
     clips: Clips = field(default_factory=Clips)
@@ -94,12 +100,17 @@ class WorldsRecipe:
     decoder_loss: CodecLossConfig = field(default_factory=lambda: CodecLossConfig(noise=0.1))
     denoiser: SpacetimeConfig = field(default_factory=SpacetimeConfig)
     text: OwnTextConfig = field(default_factory=OwnTextConfig)
+    text_encoder: Literal["own", "minilm"] = "own"
+    """`own` learns along, of the sizes in `text`; `minilm` is frozen and `denoiser.text_width` must be its 384."""
     captions: dict[str, float] = field(default_factory=lambda: {"short": 0.5, "human": 0.3, "dense": 0.2})
     """Proportions in which caption kinds are drawn."""
     prediction: Prediction = "skip"
     sigma: SigmaSampling = field(default_factory=SigmaSampling)
     text_drop: float = 0.1
     image_share: float = 0.1
+    masks: dict[str, float] = field(default_factory=dict)
+    """Tasks that the training on whole films mixes in, as `TextToVideoObjective.masks`."""
+    haze: float = 0.0
     foreground: float = 4.0
     sampling: Sampling = field(default_factory=Sampling)
     workers: int = 2
@@ -112,10 +123,11 @@ class WorldsRecipe:
         self._claim(folder)
         clock: dict[str, float] = {}
         stages = {
-            self.render: True,
-            self.train_codec: True,
+            self.render: self.start is None or self.decoder_train is not None,
+            self.train_codec: self.start is None,
+            self.adopt: self.start is not None,
             self.encode: True,
-            self.train_images: self.images is not None,
+            self.train_sketch: self.sketch is not None,
             self.train_denoiser: True,
             self.train_decoder: self.decoder_train is not None,
             self.export: True,
@@ -140,8 +152,9 @@ class WorldsRecipe:
         codec, network = build_codec(self.codec, getattr(self, self.codec)), self.denoiser
         if network.in_channels != codec.channels:
             raise UserError(f"denoiser.in_channels must be the codec's {codec.channels}, got {network.in_channels}; set it so")
-        if network.text_width != self.text.width:
-            raise UserError(f"denoiser.text_width must be text.width {self.text.width}, got {network.text_width}; set it so")
+        width = self.text.width if self.text_encoder == "own" else build_text(self.text_encoder).width
+        if network.text_width != width:
+            raise UserError(f"denoiser.text_width must be the text encoder's {width}, got {network.text_width}; set it so")
         codec.strides.latent_shape(self.clips.codec_frames, *self.clips.size)
         t, h, w = network.patch
         whole = Strides(codec.strides.t * t, codec.strides.h * h, codec.strides.w * w)
@@ -153,7 +166,7 @@ class WorldsRecipe:
         if not path.exists():
             write_json(path, settings)
         # Lengths and rates of the denoiser's training may change between calls; what the data and networks are may not.
-        fixed = ("clips", "codec", "causal_conv", "transformer", "denoiser", "text", "prediction")
+        fixed = ("clips", "codec", "causal_conv", "transformer", "denoiser", "text", "text_encoder", "prediction", "start")
         changed = [name for name in fixed if read_json(path).get(name) != settings[name]]
         if changed:
             raise UserError(
@@ -191,6 +204,23 @@ class WorldsRecipe:
         save_module(folder / "codec.safetensors", average)
         return True
 
+    def adopt(self, folder: Path) -> None:
+        """A finished system's parts as this run's beginning. Raises UserError where the recipe's networks are others."""
+        assert self.start is not None, "a recipe that begins anew has no such stage"
+        system = load(self.start, device="cpu", dtype="float32")
+        parts = {
+            "codec": (self.codec, to_dict(getattr(self, self.codec)), system.config.codec),
+            "denoiser": ("spacetime", to_dict(self.denoiser), system.config.denoiser),
+            "text": (self.text_encoder, to_dict(self.text), system.config.text),
+        }
+        for name, (own, config, theirs) in parts.items():
+            if (own, config) != (theirs.name, theirs.config) and (name != "text" or own == "own"):
+                raise UserError(f"{self.start} has another {name} than the recipe; start from a system with the same settings")
+        save_module(folder / "codec.safetensors", system.codec)
+        if isinstance(system.text, OwnTextEncoder):
+            system.text.tokenizer.save(folder / "tokenizer.json")
+        save_module(folder / "start.safetensors", TextToVideo(system.text, system.denoiser))
+
     def encode(self, folder: Path) -> None:
         """Clips as standardised latents with foreground weights, for the denoiser."""
         codec = self.load_codec(folder)
@@ -215,23 +245,25 @@ class WorldsRecipe:
                 done += len(group)
                 advance(done, len(jobs))
 
-    def train_images(self, folder: Path) -> bool:
-        """Denoiser and text encoder on single frames."""
-        assert self.images is not None, "a recipe without images has no such stage"
-        source = self._latents(folder, self.images.seed)
+    def train_sketch(self, folder: Path) -> bool:
+        """Denoiser and text encoder on a few frames of each clip."""
+        assert self.sketch is not None, "a recipe without a sketch has no such stage"
+        source = self._latents(folder, self.sketch.seed)
         model = self.build_model(folder, source)
-        result = train(model, self._objective(image_share=1.0), source, self.images, folder / "images")
+        if self.start is not None:
+            load_module(folder / "start.safetensors", model)
+        result = train(model, self._objective(self.sketch_frames), source, self.sketch, folder / "sketch")
         if result.finished:
-            save_module(folder / "images.safetensors", result.ema)
+            save_module(folder / "sketch.safetensors", result.model)
         return result.finished
 
     def train_denoiser(self, folder: Path) -> bool:
         """Denoiser and text encoder together."""
         source = self._latents(folder, self.denoise.seed)
         model = self.build_model(folder, source)
-        if self.images is not None:
-            load_module(folder / "images.safetensors", model)
-        objective = self._objective(self.image_share)
+        if self.sketch is not None or self.start is not None:
+            load_module(folder / ("sketch.safetensors" if self.sketch is not None else "start.safetensors"), model)
+        objective = replace(self._objective(), masks=self.masks, haze=self.haze)
         codec = self.load_codec(folder)
 
         def sample(average: TextToVideo, step: int) -> None:
@@ -265,7 +297,7 @@ class WorldsRecipe:
             name=self.name,
             codec=(self.codec, self.load_codec(folder)),
             denoiser=("spacetime", model.denoiser),
-            text=("own", model.text),
+            text=(self.text_encoder, model.text),
             size=self.clips.size,
             frames=self.clips.frames,
             fps=self.clips.fps,
@@ -278,12 +310,13 @@ class WorldsRecipe:
         dataset = ShardDataset(folder / "latents")
         return TensorSource.load(dataset, ("latent", "foreground"), seed=seed, proportions=self.captions)
 
-    def _objective(self, image_share: float) -> TextToVideoObjective:
+    def _objective(self, frames: int = 0) -> TextToVideoObjective:
         return TextToVideoObjective(
             prediction=self.prediction,
             sampling=self.sigma,
             text_drop=self.text_drop,
-            image_share=image_share,
+            image_share=self.image_share,
+            frames=frames,
             foreground=self.foreground,
         )
 
@@ -297,7 +330,16 @@ class WorldsRecipe:
         return codec.eval()
 
     def build_model(self, folder: Path, source: TensorSource | None = None) -> TextToVideo:
-        """Denoiser and text encoder, untrained; the tokenizer is learned from the captions once and kept."""
+        """Denoiser and text encoder, untrained; the tokenizer is learned from the captions once and kept, and so are the states
+        of a frozen encoder."""
+        if self.text_encoder != "own":
+            inner, states = build_text(self.text_encoder), folder / "text-states"
+            if source is not None and source.captions is not None:
+                kinds = [kind for kind, share in self.captions.items() if share > 0]
+                texts = (c["text"] for captions in source.captions for c in captions if c["kind"] in kinds)
+                cache_states(inner.encode, texts, states)
+            torch.manual_seed(self.denoise.seed)  # the initial weights
+            return TextToVideo(CachedTextEncoder(inner, states), Spacetime(self.denoiser))
         path = folder / "tokenizer.json"
         if not path.exists():
             assert source is not None, "the tokenizer is learned from captions"

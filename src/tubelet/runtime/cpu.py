@@ -23,6 +23,7 @@ from tubelet.nn import attention as attention_room
 from tubelet.nn.attention import CrossAttention, KeyValues, Rope, SelfAttention
 from tubelet.nn.mlp import SwiGLU
 from tubelet.nn.norms import RMSNorm
+from tubelet.nn.packing import Segments
 
 LONGEST_AS_PRODUCTS = 1024  # keys; beyond it the score matrix no longer fits the cache and the fused kernel wins
 
@@ -198,27 +199,36 @@ class _QuickSelfAttention(SelfAttention):
         mask: Tensor | None = None,
         causal: bool = False,
         past: KeyValues | None = None,
+        segments: Segments | None = None,
     ) -> Tensor:
         norms = _with_gains(self.q_norm, self.k_norm)
         if rope is None or past is not None or not norms or not _quick(x, self.qkv.weight):
-            return super().forward(x, rope, mask, causal, past)
+            return super().forward(x, rope, mask, causal, past, segments)
         B, L, D = x.shape
         qkv = self.qkv(x).view(B, L, 3, self.heads, D // self.heads)
         q, k = _turned(qkv[:, :, :2], norms, rope, _kept(self)).unbind(1)  # 2 x (B, N, L, d)
-        out = attention_room.attention(q, k, qkv[:, :, 2].transpose(1, 2), mask=mask, causal=causal)
+        out = attention_room.attention(q, k, qkv[:, :, 2].transpose(1, 2), mask=mask, causal=causal, segments=segments)
         return self.out(out.transpose(1, 2).reshape(B, L, D))
 
 
 class _QuickCrossAttention(CrossAttention):
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None, rope: Rope | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        mask: Tensor | None = None,
+        rope: Rope | None = None,
+        segments: Segments | None = None,
+    ) -> Tensor:
         norms = _with_gains(self.q_norm)
         if rope is None or not norms or not _quick(x, self.q.weight):
-            return super().forward(x, context, mask, rope)
+            return super().forward(x, context, mask, rope, segments)
         B, L, D = x.shape
         d = D // self.heads
         q = _turned(self.q(x).view(B, L, 1, self.heads, d), norms, rope, _kept(self))[:, 0]  # (B, N, L, d)
         k, v = self.kv(context).view(B, context.shape[1], 2, self.heads, d).permute(2, 0, 3, 1, 4)  # 2 x (B, N, M, d)
-        out = attention_room.attention(q, self.k_norm(k), v, mask=None if mask is None else mask[:, None, None, :])
+        look = None if mask is None else mask[:, None, None, :]
+        out = attention_room.attention(q, self.k_norm(k), v, mask=look, segments=segments)
         return self.out(out.transpose(1, 2).reshape(B, L, D))
 
 

@@ -57,6 +57,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     warmup: int = 100
     """Updates over which the learning rates rise from 0."""
+    end: float = 0.0
+    """Share of the learning rates at the last update; above 0 where another stage goes on from here."""
     clip: float = 1.0
     """Largest norm of the gradient of all parameters together."""
     ema: float = 0.10
@@ -94,6 +96,8 @@ class TrainConfig:
             raise UserError(
                 f"clip and checkpoint_minutes must be above 0, got {self.clip} and {self.checkpoint_minutes}; correct them"
             )
+        if not 0.0 <= self.end <= 1.0:
+            raise UserError(f"end is a share of the learning rate and must lie in [0, 1], got {self.end}; 0 is usual")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise UserError(f"precision must be auto, fp32 or bf16, got {self.precision!r}; choose one of them")
 
@@ -113,10 +117,11 @@ class TrainResult:
     """Steps skipped because a loss or gradient was not finite."""
 
 
-def learning_rate_scale(step: int, steps: int, warmup: int) -> float:
-    """The share of the peak learning rate at update `step` (0-based): linear up over `warmup`, linear down to 0 at `steps`."""
+def learning_rate_scale(step: int, steps: int, warmup: int, end: float = 0.0) -> float:
+    """The share of the peak learning rate at update `step` (0-based): linear up over `warmup`, linear down to `end` at
+    `steps`."""
     rise = (step + 1) / (warmup + 1) if step < warmup else 1.0
-    return rise * max(0.0, 1.0 - step / steps)
+    return rise * max(end, 1.0 - (1.0 - end) * step / steps)
 
 
 def train(
@@ -231,10 +236,8 @@ class _Run:
         means: dict[str, float] = defaultdict(float)
         for _ in range(config.accumulate):
             with self._clock("data"):
-                batch = {
-                    name: value.to(self.device) if isinstance(value, Tensor) else value
-                    for name, value in self.source.draw(config.batch // config.accumulate).items()
-                }
+                drawn = self.source.draw(config.batch // config.accumulate)
+                batch = {name: _moved(value, self.device) for name, value in drawn.items()}
             with self._clock("gradient"):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                     losses = self.objective(self.network, batch, self.rng)
@@ -250,7 +253,7 @@ class _Run:
             if all(math.isfinite(value) for value in (means["loss"], means["gradient_norm"])):
                 self.in_a_row = 0
                 torch.nn.utils.clip_grads_with_norm_(self.optimizer.parameters, config.clip, norm)
-                self.optimizer.step(learning_rate_scale(self.step, config.steps, config.warmup))
+                self.optimizer.step(learning_rate_scale(self.step, config.steps, config.warmup, config.end))
                 self.average.update(self.model)
                 for name, value in means.items():
                     self.sums[name] = self.sums.get(name, 0.0) + value
@@ -272,7 +275,7 @@ class _Run:
     def _log(self, wall: float, steps: int) -> None:
         if self.counted:
             self.losses = {name: value / self.counted for name, value in self.sums.items()}
-            scale = learning_rate_scale(self.step - 1, self.config.steps, self.config.warmup)
+            scale = learning_rate_scale(self.step - 1, self.config.steps, self.config.warmup, self.config.end)
             rate = self.config.batch * steps / max(wall, 1e-9)
             shares = {f"share_{name}": round(value / max(wall, 1e-9), 4) for name, value in self.seconds.items()}
             self.metrics.line(
@@ -460,6 +463,13 @@ def _progress(config: TrainConfig, step: int) -> Iterator[Callable[[int, Mapping
             bar.update(task, completed=step, note=f"{loss} {rate:.1f} clips/s {note}")
 
         yield show
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors, and lists of them as packs have, on `device`; everything else as it is."""
+    if isinstance(value, list):
+        return [_moved(one, device) for one in value]
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _compiled(model: nn.Module) -> nn.Module:

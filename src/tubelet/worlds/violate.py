@@ -14,7 +14,9 @@ import numpy as np
 from tubelet.core.errors import UserError
 from tubelet.worlds import persist2d, phys2d
 from tubelet.worlds.base import Array, Episode, check_request
-from tubelet.worlds.constants import NOMINAL_SECONDS
+from tubelet.worlds.bodies import SPLITS, Body, Plan
+from tubelet.worlds.constants import NOMINAL_SECONDS, PHYS2D_KINDS
+from tubelet.worlds.plans import make_plan
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ FLICKER = 0.22
 """Relative change of the radius from frame to frame under `flicker`; for strokes and food the share of colour that goes."""
 
 
-def linear_fall(plan: phys2d.Plan) -> None:
+def linear_fall(plan: Plan) -> None:
     """Each flight keeps its ends (and its top) but is run through at constant speed."""
     body = plan.bodies[0]
     pieces, body.pieces = body.pieces, []
@@ -53,14 +55,14 @@ def linear_fall(plan: phys2d.Plan) -> None:
         body.go(t, x, y, vx, vy + 0.5 * ay * wait, 0.0, angle, omega)
 
 
-def no_gravity(plan: phys2d.Plan) -> None:
+def no_gravity(plan: Plan) -> None:
     """The first velocity is kept for ever; what was let go hangs where it is."""
     body = plan.bodies[0]
     t, x, y, vx, vy, _, angle, omega = body.pieces[0]
     body.pieces = [(t, x, y, vx, vy, 0.0, angle, omega)]
 
 
-def double_gravity(plan: phys2d.Plan) -> None:
+def double_gravity(plan: Plan) -> None:
     """Twice the acceleration, the same start: it lands earlier and lies still."""
     body = plan.bodies[0]
     _, x, y, vx, vy, ay, angle, omega = body.pieces[0]
@@ -71,7 +73,7 @@ def double_gravity(plan: phys2d.Plan) -> None:
     body.go(float(land), x + vx * float(land), rest)
 
 
-def slow_down(plan: phys2d.Plan) -> None:
+def slow_down(plan: Plan) -> None:
     """The speed falls in eight steps to almost nothing within the time that the object is seen."""
     body = plan.bodies[0]
     t, x, y, vx, *_ = body.pieces[0]
@@ -84,7 +86,7 @@ def slow_down(plan: phys2d.Plan) -> None:
     body.go(t, x, y)
 
 
-def teleport(plan: phys2d.Plan) -> None:
+def teleport(plan: Plan) -> None:
     """Once in the middle of its way the object is suddenly somewhere else."""
     body = plan.bodies[0]
     _, x, y, vx, *_ = body.pieces[0]
@@ -96,13 +98,13 @@ def teleport(plan: phys2d.Plan) -> None:
     body.go(when, x + vx * when + jump, y, vx)
 
 
-def _contact(plan: phys2d.Plan) -> tuple[phys2d.Body, phys2d.Body]:
+def _contact(plan: Plan) -> tuple[Body, Body]:
     first, second = plan.bodies[:2]
     assert len(first.pieces) == len(second.pieces) == 2, "a collision has one contact"
     return first, second
 
 
-def swapped_roles(plan: phys2d.Plan) -> None:
+def swapped_roles(plan: Plan) -> None:
     """After the contact each object moves as the other one should."""
     first, second = _contact(plan)
     (ta, xa, ya, va, *_), (tb, xb, yb, vb, *_) = first.pieces[1], second.pieces[1]
@@ -111,26 +113,26 @@ def swapped_roles(plan: phys2d.Plan) -> None:
     second.go(tb, xb, yb, va)
 
 
-def pass_through(plan: phys2d.Plan) -> None:
+def pass_through(plan: Plan) -> None:
     """Nothing happens at the contact."""
     first, second = _contact(plan)
     first.pieces[1:], second.pieces[1:] = [], []
 
 
-def _behind(plan: phys2d.Plan) -> tuple[phys2d.Body, tuple[float, ...], float]:
+def _behind(plan: Plan) -> tuple[Body, tuple[float, ...], float]:
     assert plan.panel is not None, "only a scene with a panel hides something"
     body = plan.bodies[0]
     piece = body.pieces[0]
     return body, piece, ((plan.panel[0] + plan.panel[2]) / 2 - piece[1]) / piece[3]
 
 
-def vanish(plan: phys2d.Plan) -> None:
+def vanish(plan: Plan) -> None:
     """What went behind the panel never comes out."""
     body, (_, _, y, *_), when = _behind(plan)
     body.go(when, -10.0 * plan.width, y)
 
 
-def wrong_exit(plan: phys2d.Plan) -> None:
+def wrong_exit(plan: Plan) -> None:
     """It comes out on time, but higher."""
     body, (_, x, y, vx, *_), when = _behind(plan)
     body.go(when, x + vx * when, y - EXIT_OFFSET, vx)
@@ -184,7 +186,7 @@ VIOLATIONS: dict[str, dict[str, Violation]] = {
 """Law -> control -> how it is broken."""
 
 
-def _pulsing(plan: phys2d.Plan, height: int, width: int, frames: int, fps: float) -> tuple[Array, dict[str, Array]]:
+def _pulsing(plan: Plan, height: int, width: int, frames: int, fps: float) -> tuple[Array, dict[str, Array]]:
     """The film of a plan whose objects are larger in even frames and smaller in odd ones."""
     films = []
     radii = [body.r for body in plan.bodies]
@@ -231,10 +233,10 @@ def violate(
         kind = violation.kinds[seed % len(violation.kinds)]
     elif kind not in violation.kinds:
         raise UserError(f"the control {control!r} does not apply to {kind!r}; choose one of {', '.join(violation.kinds)}.")
-    kinds, splits = (phys2d.PHYS2D_KINDS, phys2d.SPLITS) if world == "phys2d" else (persist2d.PERSIST2D_KINDS, persist2d.SPLITS)
+    kinds, splits = (PHYS2D_KINDS, SPLITS) if world == "phys2d" else (persist2d.PERSIST2D_KINDS, persist2d.SPLITS)
     check_request(world, kinds, splits, seed, height, width, frames, fps, kind, split)
     if world == "phys2d":
-        plan = phys2d.make_plan(seed, height, width, frames, fps, kind, split, None)
+        plan = make_plan(seed, height, width, frames, fps, kind, split, None)
         true = phys2d.episode(plan, seed, height, width, frames, fps, split)
         if violation.change is None:
             video, state = _pulsing(plan, height, width, frames, fps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
-from tubelet.data.states import CachedStates, cache_states
+from tubelet.data.states import CachedStates, CachedTextEncoder, cache_states
+from tubelet.text.base import TextEncoder
 
 calls: list[list[str]] = []
 
@@ -42,3 +44,27 @@ def test_new_captions_are_added_and_unknown_ones_named(tmp_path: Path) -> None:
         CachedStates(tmp_path).encode(["xyz"])
     assert cache_states(encode, ["ab", "xyz"], tmp_path) == 3
     assert CachedStates(tmp_path).encode(["xyz"]).mask.sum() == 3
+
+
+class Letters(TextEncoder):
+    trainable = False
+    config = None
+    width = 2
+
+    def truncated(self, prompt: str) -> bool:
+        return False
+
+    def _encode(self, prompts: list[str]) -> Condition:
+        return encode(prompts)
+
+
+def test_a_frozen_encoder_reads_captions_from_its_cache_and_other_prompts_itself(tmp_path: Path) -> None:
+    cache_states(encode, ["ab", "c"], tmp_path)
+    encoder = CachedTextEncoder(Letters(), tmp_path)
+    calls.clear()
+    assert encoder.encode(["ab", "c"]).mask.sum(1).tolist() == [2, 1]
+    assert encoder.null(2).states.shape == (2, 1, 2)
+    assert calls == []
+    assert encoder.encode(["ab", "new"]).mask.sum(1).tolist() == [2, 3]
+    assert calls == [["ab", "new"]]
+    assert copy.deepcopy(encoder) is encoder, "what is frozen is shared with the average"

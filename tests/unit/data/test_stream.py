@@ -10,7 +10,18 @@ import torch
 from tubelet.core.errors import UserError
 from tubelet.data.batching import batch_size, collate, plan_batches
 from tubelet.data.schema import Record
-from tubelet.data.stream import BucketStream, CaptionChoice, Cursor, Draw, Stream, TensorSource, mix, permutation, uniform
+from tubelet.data.stream import (
+    BucketStream,
+    CaptionChoice,
+    Cursor,
+    Draw,
+    PackStream,
+    Stream,
+    TensorSource,
+    mix,
+    permutation,
+    uniform,
+)
 
 SHAPES = [(1, 4, 4), (3, 4, 4), (3, 2, 4)]
 
@@ -226,3 +237,42 @@ def test_bucket_batches_are_shared_by_ranks_and_shuffled() -> None:
         alone.draw(5)
     with pytest.raises(UserError, match="59 shapes"):
         BucketStream(data, data.shapes[1:])
+
+
+def packs(**settings: object) -> PackStream:
+    dataset = InMemory(0, [SHAPES[n % 3] for n in range(60)])
+    tokens = [int(np.prod(shape)) for shape in dataset.shapes]
+    return PackStream(dataset, tokens, **({"budget": 100, "seed": 4} | settings))  # type: ignore[arg-type]
+
+
+def test_packs_hold_every_item_once_an_epoch_uncut_and_within_the_budget() -> None:
+    stream = packs()
+    for epoch in range(2):
+        assert sorted(i for pack in stream.plan(epoch) for i in pack) == list(range(60))
+    assert stream.plan(0) != packs(seed=5).plan(0)
+    assert 0.0 <= stream.padding < 0.2
+    batch = stream.draw(2)
+    costs = [latent[0].numel() for latent in batch["latent"]]
+    assert sum(costs) <= 200
+    assert costs == sorted(costs, reverse=True), "equal sizes stand together"
+    assert {tuple(latent.shape[1:]) for latent in batch["latent"]} <= set(SHAPES)
+    for latent, key, caption in zip(batch["latent"], batch["key"], batch["caption"], strict=True):
+        assert key == f"r{int(latent.flatten()[0])}"
+        assert caption.split()[1] == key[1:]
+
+
+def test_packs_resume_where_they_stopped_and_ranks_share_them() -> None:
+    whole, ahead = packs(), packs()
+    drawn = [whole.draw(1)["key"] for _ in range(30)]
+    for _ in range(11):
+        ahead.draw(1)
+    state = json.loads(json.dumps(ahead.state()))
+    again = packs()
+    again.restore(state)
+    assert [again.draw(1)["key"] for _ in range(19)] == drawn[11:]
+    ranks = [packs(rank=r, world=2) for r in range(2)]
+    assert [ranks[i % 2].draw(1)["key"] for i in range(10)] == drawn[:10]
+    with pytest.raises(UserError, match="budget"):
+        packs(budget=90).restore(state)
+    with pytest.raises(UserError, match="cannot hold a sample of 48"):
+        packs(budget=40)

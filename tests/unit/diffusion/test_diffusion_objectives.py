@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from tubelet.core.errors import UserError
-from tubelet.diffusion.objectives import Prediction, convert, denoiser, flow_loss, gather, precondition, spread
+from tubelet.diffusion.objectives import (
+    Prediction,
+    convert,
+    denoiser,
+    flow_loss,
+    gather,
+    packed_errors,
+    packed_flow_loss,
+    precondition,
+    spread,
+)
 from tubelet.diffusion.paths import PATHS, RECTIFIED_FLOW, SigmaSampling, VPLinear, zero_terminal_snr
 
 KINDS = get_args(Prediction)
@@ -281,3 +291,103 @@ def test_default_path_is_rectified_flow():
     sigma = torch.tensor(0.3)
     assert torch.equal(convert(value, z, sigma, "velocity", "x"), convert(value, z, sigma, "velocity", "x", RECTIFIED_FLOW))
     torch.testing.assert_close(convert(value, z, sigma, "velocity", "x"), z - 0.3 * value)
+
+
+class Scaled(torch.nn.Module):
+    """A network of any size whose output depends on z, the noise level and the condition."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([0.3, -0.7]))
+
+    def forward(self, z, sigma, condition):
+        return z * self.weight[0] + self.weight[1] * spread(sigma, z) * condition.view(-1, 1, 1, 1, 1)
+
+    def packed(self, z, sigma, condition):
+        return [self(one[None], s[None], c[None])[0] for one, s, c in zip(z, sigma, condition, strict=True)]
+
+
+def packed_inputs():
+    shapes = [(2, 4, 5, 6), (2, 1, 3, 3), (2, 2, 8, 2)]
+    x = [torch.randn(shape, generator=rng(i)) for i, shape in enumerate(shapes)]
+    noise = [torch.randn(shape, generator=rng(10 + i)) for i, shape in enumerate(shapes)]
+    sigma = [torch.tensor(0.4), torch.tensor([0.9]), torch.rand(2, 8, 2, generator=rng(7))]
+    return x, noise, sigma, torch.tensor([1.0, -2.0, 0.5])
+
+
+@pytest.mark.parametrize("prediction", [kind for kind in KINDS if kind != "eps"])
+def test_packed_errors_and_gradients_are_those_of_one_by_one(prediction):
+    x, noise, sigma, condition = packed_inputs()
+    network = Scaled()
+    packed = packed_errors(network.packed, x, noise, sigma, condition, prediction=prediction)
+    singles = []
+    for one, n, s, c in zip(x, noise, sigma, condition, strict=True):
+        wide = spread(s[None], one[None])
+        z = (1 - wide) * one[None] + wide * n[None]
+        x_hat = denoiser(network, prediction)(z, s[None], c[None])
+        singles.append(((x_hat - one[None]) / wide.clamp(min=0.05)).square().mean(1)[0][None])
+    for ours, theirs in zip(packed, singles, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(sum(e.sum() for e in errors), network.weight)[0] for errors in (packed, singles)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+def test_the_packed_loss_is_the_mean_over_all_cells():
+    x, _, _, condition = packed_inputs()
+    weight = [torch.rand(1, *one.shape[1:], generator=rng(i)) for i, one in enumerate(x)]
+    network = Scaled()
+    losses = packed_flow_loss(network.packed, x, condition, rng(3), weight=weight)
+    assert set(losses) == {"loss", *(f"loss/sigma_q{q}" for q in range(4))}
+    zeros = [torch.zeros_like(w) for w in weight]
+    zeros[1] = weight[1]
+    only = packed_flow_loss(network.packed, x, condition, rng(3), weight=zeros)
+    x[0] = x[0] + 100.0  # a sample without weight does not count
+    assert torch.equal(packed_flow_loss(network.packed, x, condition, rng(3), weight=zeros)["loss"], only["loss"])
+    with pytest.raises(UserError, match="without samples"):
+        packed_flow_loss(network.packed, [], condition[:0], rng())
+    with pytest.raises(UserError, match="eps says nothing"):
+        packed_flow_loss(network.packed, x, condition, rng(), prediction="eps")
+
+
+def test_larger_clips_see_more_noise_where_the_shift_counts_tokens():
+    sampling = SigmaSampling(shift=1.5, tokens=100)
+    assert sampling.shift_of(100) == 1.5
+    assert sampling.shift_of(400) == pytest.approx(3.0)
+    assert SigmaSampling(shift=1.5).shift_of(400) == 1.5
+    x = [torch.zeros(1, 1, 2, 2)] * 400
+    seen = {}
+    for count in (25, 400):
+
+        def watch(z, sigma, condition, count=count):
+            seen[count] = torch.stack(list(sigma)).mean()
+            return z
+
+        packed_flow_loss(watch, x, torch.zeros(400), rng(), sampling=sampling, tokens=[count] * 400)
+    assert seen[25] + 0.15 < seen[400]
+    with pytest.raises(UserError, match="tokens must be at least 0"):
+        SigmaSampling(tokens=-1)
+
+
+@pytest.mark.parametrize("per_cell", [False, True])
+def test_what_is_known_is_shown_and_its_error_does_not_count(per_cell):
+    x = torch.randn(SHAPE, generator=rng())
+    mask = torch.ones(3, 4, 5, 6) if per_cell else torch.ones(3, 4)
+    mask[:, 1] = 0
+    haze = torch.tensor([0.0, 0.05, 0.9])
+    seen = {}
+
+    def network(z, sigma, condition):
+        seen["z"], seen["sigma"] = z, sigma
+        return torch.where(spread(mask, z) > 0, 0.0, 1e6).expand_as(z)
+
+    losses = flow_loss(network, x, None, rng(1), mask=mask, haze=haze, prediction="x")
+    assert losses["loss"] < 1e4, "a wild answer where all is known changes nothing"
+    assert seen["sigma"].shape == mask.shape
+    levels = seen["sigma"].reshape(3, 4, -1)
+    own = levels[:, 0, 0]
+    assert torch.equal(levels[:, 1, 0], torch.minimum(haze, own))
+    assert torch.equal(seen["z"][0, :, 1], x[0, :, 1])
+    assert not torch.equal(seen["z"][0, :, 0], x[0, :, 0])
+    torch.manual_seed(0)
+    plain = flow_loss(network, x, None, rng(1), prediction="x")
+    assert plain["loss"] > 1e6

@@ -12,10 +12,12 @@ from tubelet.core.errors import UserError
 from tubelet.diffusion.solvers import SOLVERS
 from tubelet.generate.engine import Cancelled, Engine, Request, Sampling
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
+from tubelet.tasks.edit import edit
+from tubelet.tasks.frames import extend
 from tubelet.text.own import OwnTextConfig, OwnTextEncoder
 
 TINY = SpacetimeConfig(width=32, depth=2, heads=2, in_channels=4, patch=(2, 2, 2), text_width=32)
-CODEC = {"channels": 4, "fine_width": 16, "coarse_width": 16, "temporal_stride": 2, "decoder_blocks": [1, 1]}
+CODEC = {"channels": 4, "fine_width": 16, "coarse_width": 16, "temporal_stride": 2, "decoder_blocks": [1, 1, 1]}
 
 
 def parts() -> tuple:
@@ -178,3 +180,47 @@ def test_bf16_weights_stay_close_to_fp32(engine: Engine) -> None:
 def test_plain_velocity_prediction_works_too() -> None:
     other = dataclasses.replace(Engine(*parts(), patch=TINY.patch), prediction="velocity")
     assert films(other, RED).isfinite().all()
+
+
+def known(engine: Engine, frames: int, seed: int = 8) -> torch.Tensor:
+    shape = engine.latent_shape((32, 48), frames)
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_what_is_given_comes_out_as_the_codec_has_it(engine: Engine) -> None:
+    """Patches span two latent frames, the first one alone: what is given covers whole patches."""
+    past = known(engine, 5)
+    film = films(engine, RED, BLUE, given=extend(past, 5))
+    alone = engine.codec.decode(past).clamp(-1, 1)
+    torch.testing.assert_close(film[:, :, :5], alone.expand(2, -1, -1, -1, -1), atol=1e-5, rtol=0)
+    assert float((film[0, :, 5:] - film[1, :, 5:]).abs().max()) > 1e-3, "the words decide the rest"
+    one = films(engine, BLUE, given=extend(past, 5))
+    torch.testing.assert_close(film[1:], one, atol=2e-5, rtol=0)
+    assert float((film - films(engine, RED, BLUE)).abs().max()) > 1e-3
+
+
+def test_an_edit_stays_near_the_film_when_it_is_weak(engine: Engine) -> None:
+    clean = known(engine, 9)
+    original = engine.codec.decode(clean).clamp(-1, 1)
+    gaps = [float((films(engine, RED, given=edit(clean, s)) - original).abs().mean()) for s in (0.05, 0.95)]
+    assert gaps[0] < 0.5 * gaps[1]
+
+
+def test_given_films_of_another_size_are_refused(engine: Engine) -> None:
+    with pytest.raises(UserError, match="make it fit"):
+        films(engine, RED, given=extend(known(engine, 5), 6))
+    with pytest.raises(UserError, match="make it fit"):
+        films(engine, RED, RED, RED, given=extend(known(engine, 5).expand(2, -1, -1, -1, -1), 5))
+
+
+def test_loops_of_a_batch_are_its_singles() -> None:
+    config = dataclasses.replace(TINY, patch=(1, 2, 2))
+    codec, _, text = parts()
+    torch.manual_seed(1)
+    denoiser = Spacetime(config).eval()
+    for parameter in denoiser.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    engine = Engine(codec, denoiser, text, patch=config.patch)
+    together = films(engine, RED, BLUE, loop=True)
+    torch.testing.assert_close(together[1:], films(engine, BLUE, loop=True), atol=2e-5, rtol=0)
+    assert float((together[1:] - films(engine, BLUE)).abs().max()) > 1e-3

@@ -29,7 +29,7 @@ from tubelet.text.expand import Expansion
 from tubelet.text.own import OwnTextConfig, OwnTextEncoder
 
 TINY = SpacetimeConfig(width=32, depth=2, heads=2, in_channels=4, patch=(2, 2, 2), text_width=32)
-CODEC = {"channels": 4, "fine_width": 16, "coarse_width": 16, "decoder_blocks": [1, 1]}
+CODEC = {"channels": 4, "fine_width": 16, "coarse_width": 16, "decoder_blocks": [1, 1, 1]}
 
 
 def write(folder: Path, seed: int = 0, **settings) -> Path:

@@ -7,7 +7,7 @@ from tubelet.core.config import from_dict, to_dict
 from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
 from tubelet.models import MODELS, count, find
-from tubelet.models.spacetime import COUNTED, SIZES, Spacetime, SpacetimeConfig
+from tubelet.models.spacetime import COUNTED, PLACE_FEATURES, SIZES, Spacetime, SpacetimeConfig, place_features
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -18,8 +18,8 @@ def test_counts_agree_with_arithmetic(size: str) -> None:
     hidden, cells = round(D * 8 / 3 / 64) * 64, c.patch[0] * c.patch[1] * c.patch[2] * c.in_channels
     block = L * (4 * D * D + 2 * D * D + 3 * D * hidden) + M * 2 * D * D + 2 * L * L * D + 2 * L * M * D
     counted = count(f"Spacetime-{size}")
-    assert counted["macs"] == c.depth * block + 2 * L * cells * D + M * c.text_width * D + 256 * D + 9 * D * D
-    weights = c.depth * (8 * D * D + 3 * D * hidden + 7 * D + 4 * 64) + 2 * cells * D + cells + D
+    assert counted["macs"] == c.depth * block + 3 * L * cells * D + L * 160 * D + M * c.text_width * D + 256 * D + 9 * D * D
+    weights = c.depth * (8 * D * D + 3 * D * hidden + 7 * D + 4 * 64) + 3 * cells * D + 2 * cells + D + 160 * D
     weights += c.text_width * (D + 1) + D + 256 * D + D + D * D + D + 8 * D * D + 8 * D
     assert counted["parameters"] == weights
 
@@ -81,3 +81,18 @@ def test_angles_made_while_sampling_serve_training() -> None:
     with torch.inference_mode():
         model(*inputs)
     model(*inputs).sum().backward()
+
+
+def test_a_place_on_the_floor_is_the_same_fraction_at_every_size() -> None:
+    small = place_features(torch.tensor([[0.0, 6.5, 3.5]]), (8, 8))  # (1, 160)
+    large = place_features(torch.tensor([[0.0, 13.5, 7.5]]), (16, 16))
+    assert small.shape == (1, PLACE_FEATURES)
+    torch.testing.assert_close(small[:, 96:], large[:, 96:])
+    assert not torch.allclose(small[:, :96], large[:, :96]), "cells count from the corner"
+
+
+def test_places_are_all_different() -> None:
+    grid = torch.cartesian_prod(torch.arange(17.0), torch.arange(8.0), torch.arange(8.0))
+    features = place_features(grid, (8, 8))
+    gaps = torch.cdist(features, features) + 9 * torch.eye(len(grid))
+    assert float(gaps.min()) > 0.05

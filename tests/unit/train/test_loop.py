@@ -41,6 +41,14 @@ def test_the_schedule_rises_falls_and_ends_at_zero() -> None:
     assert scales.index(max(scales)) == 9
 
 
+def test_a_stage_that_another_follows_ends_above_zero() -> None:
+    scales = [learning_rate_scale(step, 100, 9, end=0.4) for step in range(101)]
+    assert scales[50] == pytest.approx(0.7)
+    assert scales[100] == pytest.approx(0.4)
+    with pytest.raises(UserError, match="end is a share"):
+        settings(end=1.5)
+
+
 def test_accumulated_equals_whole(tmp_path: Path) -> None:
     results = []
     for accumulate in (1, 4):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
+from tubelet.nn.patch import patch_positions
 from tubelet.text.own import OwnTextConfig, OwnTextEncoder
-from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective
+from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective, some_frames
 
 CAPTIONS = ["a red ball falls", "a blue box slides", "a ring", "a small green triangle bounces twice"]
 
@@ -23,10 +24,12 @@ class Watching(TextToVideo):
     def __init__(self, text: OwnTextEncoder, denoiser: nn.Module) -> None:
         super().__init__(text, denoiser)
         self.seen: list[tuple[Tensor, Tensor, Condition]] = []
+        self.places: list[Tensor | None] = []
 
-    def forward(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+    def forward(self, z: Tensor, sigma: Tensor, condition: Condition, positions: Tensor | None = None) -> Tensor:
         self.seen.append((z.detach(), sigma.detach(), condition))
-        return super().forward(z, sigma, condition)
+        self.places.append(positions)
+        return super().forward(z, sigma, condition, positions)
 
 
 @pytest.fixture
@@ -111,3 +114,97 @@ def test_an_incomplete_batch_is_refused(model: Watching, batch: dict, missing: s
     del batch[missing]
     with pytest.raises(UserError, match=f"lacks '{missing}'"):
         TextToVideoObjective()(model, batch, rng())
+
+
+@pytest.mark.parametrize("patch", [(1, 2, 2), (2, 2, 2)])
+def test_some_frames_keep_their_places_in_time(patch: tuple[int, int, int]) -> None:
+    chosen = set()
+    for seed in range(40):
+        frames, places = some_frames(3, (9, 4, 6), patch, rng(seed))
+        assert len(frames) == (3 if patch[0] == 1 else 5)
+        assert (frames.diff() > 0).all()
+        whole = patch_positions((9 if patch[0] == 1 else 5, 2, 3), patch)
+        rows = {tuple(row) for row in places.tolist()}
+        assert len(rows) == 3 * 6
+        assert rows <= {tuple(row) for row in whole.tolist()}
+        # A token stands at the middle of the frames that it spans.
+        spans = (
+            frames.float().view(-1, 1) if patch[0] == 1 else torch.cat([frames[:1].repeat(2), frames[1:]]).float().view(-1, 2)
+        )
+        assert sorted({row[0] for row in rows}) == sorted(spans.mean(1).tolist())
+        chosen |= set(frames.tolist())
+    assert chosen == set(range(9))
+
+
+def test_a_sketch_sees_some_frames_and_all_of_them_is_the_whole(model: Watching, batch: dict) -> None:
+    TextToVideoObjective(image_share=0.0, frames=2)(model, batch, rng())
+    assert model.seen[-1][0].shape == (4, 4, 3, 4, 4)
+    assert model.places[-1] is not None
+    assert model.places[-1].shape == (2 * 4, 3)
+    frames, places = some_frames(3, (5, 4, 4), (2, 2, 2), rng())
+    z, sigma, condition = torch.randn(1, 4, 5, 4, 4), torch.rand(1), model.text.encode(["a ball"])
+    assert frames.tolist() == [0, 1, 2, 3, 4]
+    with torch.no_grad():
+        torch.testing.assert_close(model(z, sigma, condition, places), model(z, sigma, condition))
+    with pytest.raises(UserError, match="frames must be at least 0"):
+        TextToVideoObjective(frames=-1)
+
+
+def pack() -> dict[str, Any]:
+    g = torch.Generator().manual_seed(2)
+    shapes = [(5, 4, 4), (1, 4, 6), (5, 4, 4), (3, 2, 2)]
+    return {
+        "latent": [torch.randn(4, *shape, generator=g) for shape in shapes],
+        "foreground": [torch.randint(0, 256, shape, generator=g, dtype=torch.uint8) for shape in shapes],
+        "caption": CAPTIONS,
+    }
+
+
+def test_a_pack_is_trained_on_as_it_is(model: Watching) -> None:
+    losses = TextToVideoObjective(text_drop=0.0)(model, pack(), rng())
+    losses["loss"].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+    assert torch.equal(losses["loss"], TextToVideoObjective(text_drop=0.0)(model, pack(), rng())["loss"])
+
+
+def test_a_pack_knows_masks_sketches_and_images(model: Watching) -> None:
+    seen: list[tuple] = []
+    whole = model.denoiser.forward_packed
+
+    def watch(z, sigma, condition, positions=None):
+        seen.append((z, sigma, positions))
+        return whole(z, sigma, condition, positions)
+
+    model.denoiser.forward_packed = watch
+    TextToVideoObjective(image_share=0.0, masks={"first": 1.0})(model, pack(), rng())
+    shapes = [tuple(s.shape) for s in seen[-1][1]]
+    assert shapes == [(5,), (), (5,), (3,)], "an image has nothing to know"
+    assert all(s[0] == 0 and (s[1:] > 0).all() for s in seen[-1][1] if s.ndim)
+    TextToVideoObjective(image_share=1.0)(model, pack(), rng())
+    assert [one.shape[1] for one in seen[-1][0]] == [1, 1, 1, 1]
+    TextToVideoObjective(image_share=0.0, frames=2)(model, pack(), rng())
+    assert [one.shape[1] for one in seen[-1][0]] == [3, 1, 3, 3]
+    assert [len(p) for p in seen[-1][2]] == [2 * 4, 6, 2 * 4, 2]
+
+
+@pytest.mark.parametrize("name", ["first", "box", "prefix", "ends"])
+def test_a_step_may_know_a_part_of_its_films(model: Watching, batch: dict, name: str) -> None:
+    objective = TextToVideoObjective(image_share=0.0, masks={name: 1.0}, haze=0.2)
+    losses = objective(model, batch, rng(3))
+    losses["loss"].backward()
+    assert losses["loss"].isfinite()
+    sigma = model.seen[-1][1]
+    assert sigma.shape == ((4, 5, 4, 4) if name == "box" else (4, 5))
+    assert (sigma <= 0.2).any()
+    # Patches span two frames here: both are known or neither is.
+    assert torch.equal(sigma[:, 1], sigma[:, 2])
+    with pytest.raises(UserError, match="no mask 'middle'"):
+        TextToVideoObjective(masks={"middle": 1.0})
+    with pytest.raises(UserError, match="haze is a noise level"):
+        TextToVideoObjective(haze=1.0)
+
+
+def test_an_unconditional_step_is_plain_text_to_video(model: Watching, batch: dict) -> None:
+    TextToVideoObjective(image_share=0.0, masks={"unconditional": 1.0})(model, batch, rng())
+    assert model.seen[-1][1].shape == (4,)

@@ -9,6 +9,7 @@ import pytest
 
 from tubelet.core.errors import UserError
 from tubelet.worlds import WORLDS, Episode
+from tubelet.worlds.bodies import HOLE_KINDS, SHELL_KINDS, SPLITS
 from tubelet.worlds.constants import (
     BELOW,
     COLORS,
@@ -27,7 +28,7 @@ from tubelet.worlds.constants import (
     held_out_size,
     speed_word,
 )
-from tubelet.worlds.phys2d import HOLE_KINDS, SHELL_KINDS, SPLITS, contact_distance, make_plan
+from tubelet.worlds.plans import contact_distance, make_plan
 
 WORLD = WORLDS["phys2d"]
 SEEDS = range(40)

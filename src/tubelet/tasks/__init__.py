@@ -1,0 +1,1 @@
+"""Tasks: each is `(clean latents, mask, positions)`, one form for training (`masks.py`) and sampling (`given.py`)."""
