@@ -111,7 +111,7 @@ def test_a_wrong_recipe_is_one_sentence(
 
 
 def test_unknown_verbs_and_options_are_one_sentence(refused, tubelet) -> None:
-    assert "{generate, train, evaluate, worlds, models}; see tubelet --help" in refused()
+    assert "{generate, edit, train, evaluate, worlds, models}; see tubelet --help" in refused()
     assert "foo; see tubelet --help" in refused("foo")
     for verb in ("generate", "evaluate", "worlds", "models"):
         said = refused(verb, "--nothing")

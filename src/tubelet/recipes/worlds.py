@@ -35,7 +35,7 @@ from tubelet.data.stream import CaptionChoice, Stream, TensorSource
 from tubelet.diffusion.objectives import Prediction
 from tubelet.diffusion.paths import SigmaSampling
 from tubelet.generate.engine import Engine, Request, Sampling
-from tubelet.generate.system import load, save_system
+from tubelet.generate.system import Part, find, load, read_config, save_system
 from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.runtime.cpu import use_fast_attention
@@ -160,6 +160,20 @@ class WorldsRecipe:
         whole = Strides(codec.strides.t * t, codec.strides.h * h, codec.strides.w * w)
         whole.latent_shape(self.clips.frames, *self.clips.size)
         CaptionChoice(self.captions, self.denoise.seed)
+        if self.start is not None:
+            self._check_start(self.start)
+
+    def _check_start(self, start: str) -> None:
+        """Refuse to go on from a system whose networks are not the recipe's."""
+        found = read_config(find(start))
+        parts = {
+            "codec": (Part(self.codec, to_dict(getattr(self, self.codec))), found.codec),
+            "denoiser": (Part("spacetime", to_dict(self.denoiser)), found.denoiser),
+            "text": (Part(self.text_encoder, to_dict(self.text)), found.text),
+        }
+        for name, (own, theirs) in parts.items():
+            if own != theirs and (name != "text" or own.name == "own" or own.name != theirs.name):
+                raise UserError(f"{start} has another {name} than the recipe; start from a system with the same settings")
 
     def _claim(self, folder: Path) -> None:
         path, settings = folder / "recipe.json", to_dict(self)
@@ -205,17 +219,9 @@ class WorldsRecipe:
         return True
 
     def adopt(self, folder: Path) -> None:
-        """A finished system's parts as this run's beginning. Raises UserError where the recipe's networks are others."""
+        """A finished system's parts as this run's beginning."""
         assert self.start is not None, "a recipe that begins anew has no such stage"
         system = load(self.start, device="cpu", dtype="float32")
-        parts = {
-            "codec": (self.codec, to_dict(getattr(self, self.codec)), system.config.codec),
-            "denoiser": ("spacetime", to_dict(self.denoiser), system.config.denoiser),
-            "text": (self.text_encoder, to_dict(self.text), system.config.text),
-        }
-        for name, (own, config, theirs) in parts.items():
-            if (own, config) != (theirs.name, theirs.config) and (name != "text" or own == "own"):
-                raise UserError(f"{self.start} has another {name} than the recipe; start from a system with the same settings")
         save_module(folder / "codec.safetensors", system.codec)
         if isinstance(system.text, OwnTextEncoder):
             system.text.tokenizer.save(folder / "tokenizer.json")

@@ -157,7 +157,7 @@ def test_png_is_a_sheet(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ball.mp4").write_bytes(b"older")
-    monkeypatch.setattr("tubelet.media.encode._crf", lambda height, width: 1 / 0)
+    monkeypatch.setattr("tubelet.media.encode._quality", lambda height, width: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save(ball(2), tmp_path / "ball.mp4", 8.0)
     assert [p.name for p in tmp_path.iterdir()] == ["ball.mp4"]
