@@ -37,7 +37,7 @@ def packing(settings: Settings) -> Iterator[Figure]:
         with attention(attention_as_products):
             seconds = compare(_contestants([sizes[i] for i in pack], bf16), settings)
         real = sum(tokens[i] for i in pack)
-        many = tokens * 50
+        many = tokens * 500
         packs = first_fit(many, torch.randperm(len(many), generator=torch.Generator().manual_seed(0)).tolist(), BUDGET)
         how = f"{len(pack)} clips, {real} tokens, {'bf16' if bf16 else 'fp32'}, forward and backward"
         yield Figure(f"packing/{name}/tokens", real / seconds["packed"], "tokens/s", how)
