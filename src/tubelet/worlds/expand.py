@@ -17,6 +17,8 @@ from tubelet.worlds.persist2d import Persist2D
 from tubelet.worlds.phys2d import Phys2D
 
 Scene = dict[str, Any]
+TRIES = 24
+"""Seeds tried until a scene has all that its prompt names."""
 ROOMS: tuple[World, ...] = (Phys2D(), Persist2D())
 
 
@@ -30,7 +32,21 @@ def _episode(scene: Mapping[str, Any]) -> Any:
     wish = {name: value for name, value in scene.items() if name not in ("kind", "prompt")}
     seed = zlib.crc32(str(scene.get("prompt", compose(scene))).strip().lower().encode()) & 0x7FFFFFFF
     world = next(w for w in ROOMS if scene["kind"].split("+")[0] in w.kinds)
-    return world.sample(seed, kind=scene["kind"], wish=wish)
+    episode = world.sample(seed, kind=scene["kind"], wish=wish)
+    for further in range(1, TRIES):
+        if _agrees(episode.tags["scene"], wish):
+            break
+        episode = world.sample((seed + further) & 0x7FFFFFFF, kind=scene["kind"], wish=wish)
+    return episode
+
+
+def _agrees(made: Mapping[str, Any], wish: Mapping[str, Any]) -> bool:
+    """Whether a scene has the number and the heading that were asked for, and the moon only where it was asked for.
+
+    A world draws the rest so that its law can be read, and a drop from low down, say, leaves no time for a second bounce.
+    """
+    asked = all(made.get(name) == wish[name] for name in ("count", "direction") if name in wish)
+    return asked and bool(made.get("moon")) == bool(wish.get("moon"))
 
 
 def compose_dense(scene: Mapping[str, Any]) -> str:

@@ -40,6 +40,21 @@ def test_what_the_prompt_names_is_kept(prompt: str) -> None:
                 assert wanted.items() <= got.items()
 
 
+@pytest.mark.parametrize("colour", ["red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink"])
+@pytest.mark.parametrize(
+    "words", ["A large {} ball drops and bounces twice.", "a {} square drops and bounces once", "a {} ball falls"]
+)
+def test_as_often_as_was_said_and_on_the_moon_only_where_it_was_said(words: str, colour: str) -> None:
+    named = parse(words.format(colour))
+    for prompt, moon in ((words.format(colour), False), (words.format(colour).rstrip(".") + " on the moon", True)):
+        scene = parse_scene(prompt)
+        assert scene is not None
+        whole = parse(compose_dense(scene))
+        assert bool(whole.get("moon")) == moon
+        if "count" in named and not moon:
+            assert whole["count"] == named["count"]
+
+
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_same_words_expand_the_same_way(prompt: str) -> None:
     assert expanded(prompt) == expanded(prompt) == expanded(f"  {prompt.upper()} ")
