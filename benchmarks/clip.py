@@ -16,7 +16,8 @@ from benchmarks.denoiser import _filled
 from benchmarks.timing import Figure, Settings, attention, compare, macs, product
 from tubelet.codecs import build_codec
 from tubelet.generate.engine import Request, Sampling
-from tubelet.generate.system import find, load, save_system, shipped
+from tubelet.generate.folder import find, save_system, shipped
+from tubelet.generate.system import load
 from tubelet.models.spacetime import Spacetime
 from tubelet.nn.attention import fused
 from tubelet.recipes.worlds_64 import recipe

@@ -43,7 +43,8 @@ def cli() -> str:
         said = attribute_docs(verb)
         hints = typing.get_type_hints(verb, include_extras=True)
         rows = []
-        for field in dataclasses.fields(verb):
+        fields = {field.name: field for field in dataclasses.fields(verb)}
+        for field in (fields[name] for name in said):
             rows.append((_option(field, hints[field.name]), _default(field, hints[field.name]), said[field.name]))
         parts += [f"## tubelet {name}", f"{inspect.getdoc(verb)}", table(("", "default", ""), rows)]
     return "\n\n".join(parts) + "\n"
@@ -136,7 +137,66 @@ def readme() -> str:
     return before + BEGIN + table(head, rows) + "\n" + END + rest.split(END)[1]
 
 
-PAGES = {"cli.md": cli, "catalogue.md": catalogue, "../README.md": readme}
+def tasks() -> str:
+    """docs/tasks.md with its tables as docs/worlds-64-tasks.json has them; the rest is written by hand."""
+    figures = json.loads((HERE / "worlds-64-tasks.json").read_text(encoding="utf-8"))
+
+    def cell(*names: str) -> str:
+        return " / ".join(f"{figures[name]:.2f}" if name in figures else "-" for name in names)
+
+    rows = []
+    for task in dict.fromkeys(name.split("/")[1] for name in figures if name.startswith("task/")):
+        own = f"task/{task}"
+        if f"{own}/caption" not in figures:
+            continue
+        rows.append(
+            (
+                task.replace("_", " "),
+                cell(f"{own}/caption", f"{own}/caption/floor", f"{own}/caption/chance"),
+                cell(f"{own}/seam", f"{own}/seam/floor", f"{own}/seam/control"),
+                cell(f"{own}/velocity", f"{own}/velocity/constant", f"{own}/velocity/copy"),
+                cell(f"{own}/found"),
+                f"{figures[f'{own}/kept']:.0f}" if f"{own}/kept" in figures else "-",
+            )
+        )
+    head = (
+        "",
+        "caption: film / truth / nothing made",
+        "seam: film / truth / other film",
+        "velocity error: film / constant / copy",
+        "found",
+        "kept, dB",
+    )
+    strengths = sorted({name.rpartition("/")[2] for name in figures if name.startswith("task/edit/caption/")})
+    edits = [(s, cell(f"task/edit/caption/{s}"), cell(f"task/edit/structure/{s}")) for s in strengths]
+    windows = sorted({int(name.split("/")[3]) for name in figures if name.startswith("task/long/one_of_each/")})
+    long = [
+        (
+            window + 1,
+            cell(f"task/long/one_of_each/{window}", f"task/long/one_of_each/{window}/floor"),
+            cell(f"task/long/stray/{window}", f"task/long/stray/{window}/floor"),
+        )
+        for window in windows
+    ]
+    sizes = [
+        (name.split("/")[1].replace("x", " x "), cell(name, f"{name}/floor"))
+        for name in figures
+        if name.startswith(("size/", "length/")) and name.endswith("/caption")
+    ]
+    parts = {
+        "tasks": table(head, rows),
+        "edits": table(("strength", "caption", "structure kept"), edits),
+        "long": table(("window", "one of each: film / truth", "strays: film / truth"), long),
+        "sizes": table(("size or frames", "caption: film / truth"), sizes),
+    }
+    text = (HERE / "tasks.md").read_text(encoding="utf-8")
+    for name, drawn in parts.items():
+        before, rest = text.split(f"<!-- {name} -->\n")
+        text = f"{before}<!-- {name} -->\n{drawn}\n<!-- end of {name} -->\n{rest.split(f'<!-- end of {name} -->' + chr(10))[1]}"
+    return text
+
+
+PAGES = {"cli.md": cli, "catalogue.md": catalogue, "../README.md": readme, "tasks.md": tasks}
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -146,7 +206,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def attribute_docs(cls: type) -> dict[str, str]:
-    """The string under each attribute of a class, by name."""
+    """The string under each attribute of a class, by name, its own attributes before those of its bases."""
     tree = ast.parse(inspect.getsource(cls)).body[0]
     assert isinstance(tree, ast.ClassDef)
     said: dict[str, str] = {}
@@ -154,6 +214,9 @@ def attribute_docs(cls: type) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
             assert isinstance(below.value, ast.Constant)
             said[field.target.id] = " ".join(str(below.value.value).split())
+    for base in cls.__bases__:
+        if base is not object:
+            said = {**said, **{name: text for name, text in attribute_docs(base).items() if name not in said}}
     return said
 
 

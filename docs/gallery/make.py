@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import tubelet
+from tubelet.evaluate.tasks import TASKS, Bench
 from tubelet.media.encode import save
 from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.worlds import WORLDS
 
 HERE = Path(__file__).parent
+TASK_SHEETS = HERE / "tasks"
 
 OPENING = (
     "A large blue ball drops and bounces twice.",
@@ -38,6 +40,19 @@ def worlds() -> None:
     save_sheet(contact_sheet([e.video for e in episodes], [e.short for e in episodes]), HERE / "worlds.png")
 
 
+def tasks() -> None:
+    """tasks/NAME.png: the first three test episodes of every task, as `tubelet evaluate worlds-64 --tasks` makes them."""
+    bench = Bench(tubelet.load("worlds-64"))
+    for name, task in TASKS.items():
+        numbers = range(1 if name == "long" else 3)
+        films = [task(bench, number, lambda _figure, _value: None) for number in numbers]
+        save_sheet(
+            contact_sheet(films, [f"{name.replace('_', ' ')}, episode {number}" for number in numbers]),
+            TASK_SHEETS / f"{name}.png",
+        )
+
+
 if __name__ == "__main__":
     opening()
     worlds()
+    tasks()

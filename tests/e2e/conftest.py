@@ -12,7 +12,7 @@ import torch
 from tubelet.cli import main
 from tubelet.codecs import build_codec
 from tubelet.generate.engine import Sampling
-from tubelet.generate.system import save_system
+from tubelet.generate.folder import save_system
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.text.bpe import train
 from tubelet.text.own import OwnTextConfig, OwnTextEncoder

@@ -91,4 +91,4 @@ def test_what_is_no_film_is_refused(refused, tiny: Path, tmp_path: Path) -> None
     (tmp_path / "words.mp4").write_text("not a film")
     refused("edit", tmp_path / "words.mp4", WORDS, "--system", tiny, "--out", tmp_path / "a.mp4")
     refused("edit", tmp_path / "missing.mp4", WORDS, "--system", tiny, "--out", tmp_path / "a.mp4")
-    assert "edit needs words" in refused("edit", tmp_path / "words.mp4", " ", "--system", tiny, "--out", tmp_path / "a.mp4")
+    assert "words are needed" in refused("edit", tmp_path / "words.mp4", " ", "--system", tiny, "--out", tmp_path / "a.mp4")

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tubelet.generate import system as room
+from tubelet.generate import folder as room
 from tubelet.generate.clip import read_settings
-from tubelet.generate.system import load
+from tubelet.generate.system import System, load
 from tubelet.media.decode import decode_uint8
 
 WORDS = "a red ball bounces"
@@ -174,7 +174,7 @@ def test_interrupted_is_130(tubelet, tiny: Path, tmp_path: Path, monkeypatch: py
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(room.System, "generate", interrupt)
+    monkeypatch.setattr(System, "generate", interrupt)
     code, out, err = tubelet("generate", WORDS, "--system", tiny, "--out", tmp_path / "a.mp4")
     assert (code, out, err) == (130, "", "tubelet: stopped\n")
     assert not (tmp_path / "a.mp4").exists()

@@ -150,6 +150,25 @@ def test_a_sketch_comes_first_where_a_recipe_asks_for_it(road: Path, before_deno
     assert hashes(before_denoiser / "system") != hashes(road / "system")
 
 
+def test_clips_of_any_size_are_trained_on_in_packs(road: Path, tmp_path: Path, refused: Callable) -> None:
+    more = (f"--set=start={road / 'system'}", "--set=budget=64", "--set=clips.lengths=[1,5]", "--set=denoise.batch=2")
+    sizes = {
+        "native": ([(32, 32), (32, 48), (48, 32)], ("--set=clips.sizes=[[32,32],[32,48],[48,32]]",)),
+        "square": ([(32, 32)], ("--set=clips.sizes=[[32,48],[48,32]]", "--set=clips.square=true")),
+    }
+    for name, (wanted, words) in sizes.items():
+        assert train(tmp_path / name, *more, *words) == 0
+        latents = ShardDataset(tmp_path / name / "latents")
+        assert len(latents) == 24
+        forms = {shape[1:] for shape in latents.shapes("latent")}
+        assert forms == {(frames, h // 8, w // 8) for h, w in wanted for frames in (1, 5)}
+        assert load(tmp_path / name / "system").config.size == (32, 32)
+    said = refused("train", "smoke", "--out", tmp_path / "no", *SMALL, *more, "--set", "clips.sizes=[[32,40]]")
+    assert "width must be a positive multiple of 16" in said
+    said = refused("train", "smoke", "--out", tmp_path / "no", *SMALL, *more, "--set", "denoise.compile=true")
+    assert "set denoise.compile=false" in said
+
+
 def test_a_folder_belongs_to_its_settings(road: Path, refused: Callable) -> None:
     said = refused("train", "smoke", "--out", road, *SMALL, "--set", "clips.frames=9")
     assert "holds a run with other settings of 'clips'" in said

@@ -13,7 +13,8 @@ from tubelet.core.errors import UserError
 from tubelet.evaluate.report import make_cases
 from tubelet.evaluate.tracker import track
 from tubelet.generate.clip import read_settings
-from tubelet.generate.system import SHIPPED, System, regenerate, shipped
+from tubelet.generate.folder import SHIPPED, shipped
+from tubelet.generate.system import System, regenerate
 
 
 @pytest.fixture(scope="module")

@@ -321,7 +321,7 @@ def evaluate_system(
     judgements = n * (2 * len(pools) + sum(len(c) for c in CONTROLS.values()))
     out: Figures = {}
     rows: list[tuple[np.ndarray, str]] = []
-    with _bar("Evaluating", len(splits) * (judgements + n * samples * len(pools)), progress) as tick:
+    with progress_bar("Evaluating", len(splits) * (judgements + n * samples * len(pools)), progress) as tick:
         for split in splits:
             tally = Tally()
             for name, (kinds, count, laws) in pools.items():
@@ -390,7 +390,7 @@ def evaluate_human(
     facets: dict[str, list[bool]] = defaultdict(list)
     rows: list[np.ndarray] = []
     texts = [prompt.text for prompt in HUMAN_PROMPTS]
-    with _bar("Human prompts", samples * len(texts), progress) as tick:
+    with progress_bar("Human prompts", samples * len(texts), progress) as tick:
         for sample in range(samples):
             for start in range(0, len(texts), 10):
                 part = HUMAN_PROMPTS[start : start + 10]
@@ -438,7 +438,7 @@ def table(figures: Mapping[str, float]) -> str:
 
 
 @contextmanager
-def _bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as bar:

@@ -5,10 +5,13 @@ Every sample draws its noise from its own generator, so a batch of N is N single
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,7 @@ from tubelet.diffusion.guidance import guided
 from tubelet.diffusion.objectives import Prediction, denoiser
 from tubelet.diffusion.paths import RECTIFIED_FLOW, uniform_sigmas
 from tubelet.diffusion.solvers import SOLVERS
+from tubelet.nn.patch import patch_positions, token_grid
 from tubelet.tasks.given import Given, conditioned
 from tubelet.tasks.loop import cyclic
 from tubelet.text.base import TextEncoder
@@ -107,7 +111,6 @@ class Engine:
             raise UserError(f"{frames} frames of {size[0]}x{size[1]} are too large for one film; make it shorter or smaller")
         return (self.codec.channels, *self.codec.strides.latent_shape(frames, *size))
 
-    @torch.inference_mode()
     def sample(
         self,
         requests: Sequence[Request],
@@ -143,32 +146,63 @@ class Engine:
             )
         for number, chunk in enumerate(chunks):
 
-            def stepped(done: int, _steps: int, _x_hat: Tensor, before: int = number * sampling.steps) -> None:
+            def stepped(done: int, _steps: int, before: int = number * sampling.steps) -> None:
                 if progress is not None:
                     progress(before + done, total)
 
-            try:
-                known = None if given is None else given.part(number * batch, len(chunk))
-                films.append(self._sample_together(chunk, shape, sampling, stepped, timings, known, loop))
-            except (MemoryError, RuntimeError) as error:
-                # On the CPU torch has no kind of its own for a failed allocation.
-                if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate" not in str(error):
-                    raise
-                raise UserError(
-                    f"{len(chunk)} x {frames} frames of {size[0]}x{size[1]} do not fit into memory; "
-                    "ask for fewer frames, a smaller size or a smaller batch"
-                ) from error
+            known = None if given is None else given.part(number * batch, len(chunk))
+            latents = self.denoise(chunk, shape, sampling, given=known, loop=loop, progress=stepped, timings=timings)
+            films.append(self.decode(latents, timings))
         return torch.cat(films), timings
 
-    def _sample_together(
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Standardised latents `(B, C, T', h, w)`, float32, of films `(B, 3, T, H, W)` in [-1, 1]. Raises UserError when their
+        size does not fit."""
+        self.latent_shape((pixels.shape[3], pixels.shape[4]), pixels.shape[2])
+        return self.codec.encode(pixels.to(next(self.denoiser.parameters()).device)).float()
+
+    @torch.inference_mode()
+    def denoise(
         self,
         requests: Sequence[Request],
         shape: tuple[int, int, int, int],
         sampling: Sampling,
-        callback: Callable[[int, int, Tensor], None],
-        timings: dict[str, float],
+        *,
+        given: Given | None = None,
+        loop: bool = False,
+        progress: Progress | None = None,
+        timings: dict[str, float] | None = None,
+    ) -> Tensor:
+        """Latents `(B, C, T, H, W)` of `shape (C, T, H, W)`, all requests together; the seconds are added to `timings`.
+
+        Raises UserError when they do not fit into memory or stop being finite.
+        """
+        timings = {"text": 0.0, "denoise": 0.0} if timings is None else timings
+        with _enough_memory(len(requests), self.codec.strides.pixel_shape(*shape[1:])):
+            return self._denoise(requests, shape, sampling, given, loop, progress, timings)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, timings: dict[str, float] | None = None) -> Tensor:
+        """Films `(B, 3, T, H, W)` in [-1, 1], float32 on the CPU, of latents. Raises UserError when they are not finite."""
+        timings = {"decode": 0.0} if timings is None else timings
+        clock = time.perf_counter()
+        with _enough_memory(len(latents), self.codec.strides.pixel_shape(*latents.shape[2:])):
+            pixels = self.codec.decode(latents).float().clamp(-1, 1).cpu()  # (B, 3, T, H, W)
+        if not bool(pixels.isfinite().all()):
+            raise UserError("the codec's pixels are not finite; check its weights")
+        _lap(timings, "decode", clock, latents.device)
+        return pixels
+
+    def _denoise(
+        self,
+        requests: Sequence[Request],
+        shape: tuple[int, int, int, int],
+        sampling: Sampling,
         given: Given | None,
         loop: bool,
+        progress: Progress | None,
+        timings: dict[str, float],
     ) -> Tensor:
         clock = time.perf_counter()
         device = next(self.denoiser.parameters()).device
@@ -178,8 +212,11 @@ class Engine:
 
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)  # (B, C, T, H, W)
+        network: Any = self.denoiser
+        if given is not None and given.times is not None:
+            network = functools.partial(network, positions=self._places(shape, given.times).to(device))
         denoise = guided(
-            denoiser(self.denoiser, self.prediction, RECTIFIED_FLOW), condition, null, sampling.guidance, sampling.interval
+            denoiser(network, self.prediction, RECTIFIED_FLOW), condition, null, sampling.guidance, sampling.interval
         )
         sigmas = uniform_sigmas(sampling.steps, sampling.shift)
         if loop:
@@ -193,19 +230,39 @@ class Engine:
             sigmas,
             path=RECTIFIED_FLOW,
             generator=generators,
-            callback=callback,
+            callback=None if progress is None else lambda done, steps, _x_hat: progress(done, steps),
         )  # (B, C, T, H, W)
         if not bool(latents.isfinite().all()):
             raise UserError(
                 f"the model's values stopped being finite (solver {sampling.solver}, {sampling.steps} steps, "
                 f"guidance {sampling.guidance:g}); lower the guidance, or check the weights"
             )
-        clock = _lap(timings, "denoise", clock, device)
-        pixels = self.codec.decode(latents).float().clamp(-1, 1).cpu()  # (B, 3, T, H, W)
-        if not bool(pixels.isfinite().all()):
-            raise UserError("the codec's pixels are not finite; check its weights")
-        _lap(timings, "decode", clock, device)
-        return pixels
+        _lap(timings, "denoise", clock, device)
+        return latents
+
+    def _places(self, shape: tuple[int, int, int, int], times: Sequence[int]) -> Tensor:
+        """Places of tokens `(L, 3)` when latent frames are at `times`. Raises UserError when a token spans several frames."""
+        if self.patch[0] != 1:
+            raise UserError("frames with times of their own need a denoiser whose tokens span one frame; use another system")
+        grid = token_grid((shape[1], shape[2], shape[3]), self.patch)
+        places = patch_positions(grid, self.patch)  # (L, 3)
+        places[:, 0] = torch.tensor(times, dtype=places.dtype).repeat_interleave(grid[1] * grid[2])
+        return places
+
+
+@contextmanager
+def _enough_memory(films: int, shape: tuple[int, int, int]) -> Iterator[None]:
+    """A failed allocation as a sentence; `shape` is (frames, height, width)."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # On the CPU torch has no kind of its own for a failed allocation.
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate" not in str(error):
+            raise
+        raise UserError(
+            f"{films} x {shape[0]} frames of {shape[1]}x{shape[2]} do not fit into memory; "
+            "ask for fewer frames, a smaller size or a smaller batch"
+        ) from error
 
 
 def _lap(timings: dict[str, float], name: str, begin: float, device: torch.device) -> float:

@@ -1,109 +1,87 @@
-"""A system: codec, denoiser and text encoder that were trained for each other, in one folder, loaded by name.
-
-    worlds-64/
-      system.json            what the parts are, native size, defaults, sha256 of every other file, how it was trained
-      codec.safetensors      bf16, as the other two
-      denoiser.safetensors
-      text.safetensors       only for a text encoder that was trained along
-      tokenizer.json         only for a text encoder that needs one
-
-The digest is one hash over the parts' settings and the files' hashes: equal digests mean equal networks.
-"""
+"""A system: codec, denoiser and text encoder that were trained for each other, and every way to make films with them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from tubelet import __version__
 from tubelet.codecs import build_codec
 from tubelet.codecs.base import Codec
 from tubelet.core.config import from_dict, to_dict
 from tubelet.core.errors import UserError
-from tubelet.core.files import read_json, sha256, write_json
 from tubelet.core.types import Video
-from tubelet.core.weights import load_tensors, save_tensors
-from tubelet.diffusion.objectives import Prediction
 from tubelet.generate.clip import Clip
 from tubelet.generate.engine import Engine, Progress, Request, Sampling
-from tubelet.models.spacetime import Spacetime, SpacetimeConfig
+from tubelet.generate.folder import (
+    CODEC_FILE,
+    DENOISER_FILE,
+    DENOISERS,
+    DTYPES,
+    TEXT_FILE,
+    SystemConfig,
+    filled,
+    find,
+    quick,
+    read_config,
+    verify,
+)
+from tubelet.generate.roll import roll
 from tubelet.runtime.cpu import accelerate, use_fast_attention
 from tubelet.runtime.device import choose_device, has_bf16_instructions
-from tubelet.tasks.edit import blend, edit
+from tubelet.tasks.edit import blend, edit, resized
 from tubelet.tasks.given import Given
-from tubelet.text import TOKENIZER_FILE, build_text
+from tubelet.tasks.region import inpaint, put_back
+from tubelet.tasks.timeline import Span, place, plan
+from tubelet.text import build_text
 from tubelet.text.base import TextEncoder
 from tubelet.text.expand import Expander
 
-FORMAT = 1
-SYSTEM_FILE = "system.json"
-CODEC_FILE, DENOISER_FILE, TEXT_FILE = "codec.safetensors", "denoiser.safetensors", "text.safetensors"
-SHIPPED = Path(__file__).resolve().parent.parent / "weights"
-
-DENOISERS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {"spacetime": (SpacetimeConfig, Spacetime)}
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
-_RANDOM_FILLS = {
-    "normal_",
-    "uniform_",
-    "trunc_normal_",
-    "kaiming_uniform_",
-    "kaiming_normal_",
-    "xavier_uniform_",
-    "orthogonal_",
-}
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
-class Part:
-    """A catalogue name and the settings that build it."""
+class Shot:
+    """A stretch of a film: its words, its length in frames, and the pictures (clips of one frame) that stand in it, by frame.
 
-    name: str
-    config: dict[str, Any] = field(default_factory=dict)
+    Negative frames count from the end, as indices do: `{0: first, -1: last}`. A first picture makes the shot begin with a cut.
+    """
 
-
-@dataclass(frozen=True)
-class SystemConfig:
-    """The contents of `system.json`. `size` is the native (height, width); `files` maps file names to their sha256."""
-
-    format: int
-    name: str
-    codec: Part
-    denoiser: Part
-    text: Part
-    prediction: str
-    size: tuple[int, int]
+    prompt: str
     frames: int
-    fps: float
-    defaults: Sampling
-    files: dict[str, str]
-    training: dict[str, Any] = field(default_factory=dict)
+    pictures: Mapping[int, Video] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise UserError(f"system format {self.format} is not known, this tubelet reads {FORMAT}; update tubelet")
-        if self.denoiser.name not in DENOISERS:
-            raise UserError(f"there is no denoiser {self.denoiser.name!r}; choose one of {', '.join(DENOISERS)}")
-        if self.prediction not in get_args(Prediction):
-            raise UserError(f"there is no prediction {self.prediction!r}; choose one of {', '.join(get_args(Prediction))}")
-        if not all(isinstance(name, str) and isinstance(value, str) for name, value in self.files.items()):
-            raise UserError(f"the hashes in {SYSTEM_FILE} must be strings; restore it from its source")
-        if not self.fps > 0:
-            raise UserError(f"fps must be positive, got {self.fps}; correct it")
+        if isinstance(self.frames, bool) or not isinstance(self.frames, int) or self.frames < 1:
+            raise UserError(f"a shot lasts a whole number of frames from 1 on, got {self.frames!r}; correct it")
+        for picture in self.pictures.values():
+            if picture.frames != 1 or len(picture) != 1:
+                raise UserError(f"a picture in a shot is a clip of one frame, got {picture.frames}; give one frame of it")
 
-    @property
-    def digest(self) -> str:
-        """sha256 over the hashes of all files and the settings that decide what the networks compute, as hex."""
-        parts = {n: to_dict(getattr(self, n)) for n in ("codec", "denoiser", "text", "prediction", "files")}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    def at(self, frame: int) -> int:
+        """A frame of the shot, counted from its beginning. Raises UserError when it has no such frame."""
+        if not -self.frames <= frame < self.frames:
+            raise UserError(f"a shot of {self.frames} frames has no frame {frame} for a picture; give one that it has")
+        return frame % self.frames
+
+
+@dataclass(frozen=True)
+class Rolling:
+    """How a film longer than the network sees at once is made: latent frames seen together (`window`, 0: as many as the system
+    was trained on), how many known ones each window looks back on at least (`overlap`), the noise level at which it is shown
+    those that were made (`haze`), and how far before it the film's first frame stays in sight (`sink`, 0: not)."""
+
+    window: int = 0
+    overlap: int = 2
+    haze: float = 0.0
+    sink: int = 0
+
+    def __post_init__(self) -> None:
+        if self.window < 0 or self.overlap < 1 or self.sink < 0 or not 0 <= self.haze < 1:
+            raise UserError("rolling needs a window and a sink from 0, an overlap from 1 and a haze in [0, 1); correct it")
 
 
 @dataclass(frozen=True)
@@ -171,6 +149,33 @@ class System:
             loop=loop,
         )[0]
 
+    def film(
+        self,
+        shots: Sequence[Shot],
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        progress: Progress | None = None,
+        *,
+        past: Video | None = None,
+        future: Video | None = None,
+        rolling: Rolling | None = None,
+        expander: Expander | None = None,
+    ) -> Clip:
+        """One film of shots, each with its words, its length and the pictures that stand in it, between `past` and `future`.
+
+        One mechanism for many tasks: a shot with a first picture is image to video; with a first and a last one, a film between
+        two pictures; a shot with a `past` is an extension, with a `future` one backward, with both a connection; several shots
+        are a storyboard; a long shot is made in rolling windows. What is known comes out as it went in.
+        Raises UserError as `generate`, and when pictures or clips do not fit.
+        """
+        if not shots:
+            raise UserError("a film needs at least one shot; say what it shows and for how many frames")
+        sampling = self._chosen({"steps": steps, "guidance": guidance})
+        texts = self._texts([shot.prompt for shot in shots], expander)
+        return self._film(shots, texts, size, seed, sampling, past, future, rolling or Rolling(), progress)
+
     def edit(
         self,
         film: Video,
@@ -181,20 +186,25 @@ class System:
         guidance: float | None = None,
         progress: Progress | None = None,
         *,
+        size: tuple[int, int] | None = None,
         into: Video | None = None,
         expander: Expander | None = None,
     ) -> Clip:
         """A film made again by words from `film` (one, of a size that fits the system): near strength 0 it stays, at 1 only the
-        words count. `into`: a second film of the same size; the first turns into it.
+        words count. `into`: a second film of the same size; the first turns into it. `size`: make it so large; the small film
+        says where things are, the network how they look (its latents are resized, noised and denoised).
 
         Raises UserError as `generate`, and when the films do not fit.
         """
         latents = [self._encoded(one) for one in (film, into) if one is not None]  # (1, C, T, H, W) each
+        size = film.size if size is None else size
+        shape = self.engine.latent_shape(size, film.frames)
+        latents = [resized(one, (shape[2], shape[3])) for one in latents]
         given = edit(latents[0], strength) if into is None else blend(latents[0], latents[1], strength)
         return self._batch(
             [prompt],
             [seed],
-            film.size,
+            size,
             film.frames,
             {"steps": steps, "guidance": guidance},
             expander,
@@ -204,12 +214,111 @@ class System:
             task={"task": "edit" if into is None else "blend", "strength": strength},
         )[0]
 
-    def _encoded(self, film: Video) -> Tensor:
+    def inpaint(
+        self,
+        film: Video,
+        mask: Tensor,
+        prompt: str,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        progress: Progress | None = None,
+        *,
+        expander: Expander | None = None,
+    ) -> Clip:
+        """`film` with what the mask `(T, H, W)` covers (above .5) made by words; the rest stays, pixel by pixel.
+
+        `tubelet.tasks.region.around` makes a film and a mask of this kind for outpainting.
+        Raises UserError as `generate`, and when the mask has another size or covers nothing.
+        """
+        latents = self._encoded(film)  # (1, C, T, H, W)
+        given = inpaint(latents, mask[None].to(latents.device), self.codec.strides)
+        clip = self._batch(
+            [prompt],
+            [seed],
+            film.size,
+            film.frames,
+            {"steps": steps, "guidance": guidance},
+            expander,
+            1,
+            progress,
+            given=given,
+            task={"task": "inpaint"},
+        )[0]
+        pixels = put_back(clip.video.pixels, film.pixels, (mask[None] > 0.5).float())
+        return replace(clip, video=replace(clip.video, pixels=pixels))
+
+    def _encoded(self, film: Video, later: bool = False) -> Tensor:
+        """Latents `(1, C, T', h, w)`. `later`: of a clip that does not begin its film, so that no latent is of its first frame
+        alone."""
         if len(film) != 1:
-            raise UserError(f"one film is edited at a time, got {len(film)}; give them one by one")
-        self.engine.latent_shape(film.size, film.frames)
-        with torch.inference_mode():
-            return self.codec.encode(film.pixels.to(self.device)).float()  # (1, C, T, H, W)
+            raise UserError(f"one film is worked on at a time, got {len(film)}; give them one by one")
+        stride = self.codec.strides.t
+        if not later or stride == 1:
+            return self.engine.encode(film.pixels)
+        if film.frames % stride:
+            raise UserError(
+                f"a clip inside a film must have a multiple of {stride} frames, got {film.frames}; give more or fewer"
+            )
+        return self.engine.encode(torch.cat([film.pixels[:, :, :1], film.pixels], 2))[:, :, 1:]
+
+    def _film(
+        self,
+        shots: Sequence[Shot],
+        texts: Sequence[str],
+        size: tuple[int, int] | None,
+        seed: int,
+        sampling: Sampling,
+        past: Video | None,
+        future: Video | None,
+        rolling: Rolling,
+        progress: Progress | None,
+    ) -> Clip:
+        size = self.config.size if size is None else size
+        known = [(0, past)] if past is not None else []
+        begins = [0 if past is None else past.frames]
+        for shot in shots:
+            known += [(begins[-1] + shot.at(frame), picture) for frame, picture in shot.pictures.items()]
+            begins.append(begins[-1] + shot.frames)
+        known += [(begins[-1], future)] if future is not None else []
+        frames = begins[-1] + (0 if future is None else future.frames)
+        shape = self.engine.latent_shape(size, frames)
+        cells = [self._cell(begin) for begin in begins]
+        spans = [
+            Span(begin, end, 0 in shot.pictures and begin > 0)
+            for begin, end, shot in zip(cells[:-1], cells[1:], shots, strict=True)
+        ]
+        for _, clip in known:
+            if clip.size != size:
+                raise UserError(f"the film is {size[0]}x{size[1]}, a known clip {clip.size[0]}x{clip.size[1]}; fit it")
+        parts = [(self._cell(begin), self._encoded(clip, later=begin > 0)) for begin, clip in known]
+        parts = parts or [(0, torch.empty(1, shape[0], 0, *shape[2:], device=self.device))]
+        timeline = place(parts, shape[1])
+        window = rolling.window or self._cell(self.config.frames - 1) + 1
+        windows = plan(timeline.known, spans, window, rolling.overlap, rolling.sink)
+        timings = {"text": 0.0, "denoise": 0.0, "decode": 0.0}
+        latents = roll(
+            self.engine, texts, seed, timeline, windows, sampling, haze=rolling.haze, progress=progress, timings=timings
+        )
+        pixels = self.engine.decode(latents, timings).clone()  # (1, 3, T, H, W)
+        for begin, clip in known:
+            pixels[:, :, begin : begin + clip.frames] = clip.pixels
+        words = {
+            "prompt": " | ".join(shot.prompt for shot in shots),
+            "text": " | ".join(texts),
+            "shots": [[shot.prompt, text, shot.frames] for shot, text in zip(shots, texts, strict=True)],
+            "rolling": to_dict(rolling),
+            "task": "known" if known else "film",
+        }
+        settings = {**words, "seed": seed, **self._settings(size, frames, sampling)}
+        return Clip(Video(pixels, self.config.fps), settings, timings)
+
+    def _cell(self, frame: int) -> int:
+        """The latent frame that begins at a frame of the film. Raises UserError when none does."""
+        stride = self.codec.strides.t
+        if frame and (frame - 1) % stride:
+            raise UserError(f"a shot, clip or picture must begin at frame 1 + a multiple of {stride}, not {frame}; move it")
+        return 0 if frame == 0 else 1 + (frame - 1) // stride
 
     def generate_batch(
         self,
@@ -247,12 +356,31 @@ class System:
         **task: Any,
     ) -> list[Clip]:
         """Prompts as the user gave them, and those of the sampler's settings that he chose; `task` as in `_clips`."""
-        sampling = replace(self.config.defaults, **{name: value for name, value in chosen.items() if value is not None})
+        texts = self._texts(prompts, expander)
+        return self._clips(prompts, texts, seeds, size, frames, self._chosen(chosen), batch, progress, **task)
+
+    def _chosen(self, chosen: Mapping[str, Any]) -> Sampling:
+        return replace(self.config.defaults, **{name: value for name, value in chosen.items() if value is not None})
+
+    def _texts(self, prompts: Sequence[str], expander: Expander | None) -> list[str]:
         for prompt in prompts:
             if not isinstance(prompt, str) or not prompt.strip():
                 raise UserError('the prompt is empty; say what to show, for example "a red ball bounces"')
-        texts = [expander.expand(prompt).text if expander is not None else prompt for prompt in prompts]
-        return self._clips(prompts, texts, seeds, size, frames, sampling, batch, progress, **task)
+        return [expander.expand(prompt).text if expander is not None else prompt for prompt in prompts]
+
+    def _settings(self, size: tuple[int, int], frames: int, sampling: Sampling) -> dict[str, Any]:
+        """What a clip's file says beside its words, seed and task."""
+        return {
+            "size": list(size),
+            "frames": frames,
+            "fps": self.config.fps,
+            **to_dict(sampling),
+            "system": self.name,
+            "digest": self.digest,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "version": __version__,
+        }
 
     def _clips(
         self,
@@ -279,19 +407,7 @@ class System:
             requests, size, frames, sampling, batch=batch, given=given, loop=loop, progress=progress
         )
         shares = {name: seconds / len(requests) for name, seconds in timings.items()}
-        common = {
-            "size": list(size),
-            "frames": frames,
-            "fps": self.config.fps,
-            **to_dict(sampling),
-            **({"loop": True} if loop else {}),
-            **(task or {}),
-            "system": self.name,
-            "digest": self.digest,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": self.device.type,
-            "version": __version__,
-        }
+        common = {**self._settings(size, frames, sampling), **({"loop": True} if loop else {}), **(task or {})}
         return [
             Clip(
                 Video(film[None], self.config.fps),
@@ -300,11 +416,6 @@ class System:
             )
             for film, prompt, request in zip(pixels, prompts, requests, strict=True)
         ]
-
-
-def shipped() -> list[str]:
-    """Names of the systems that come with the package."""
-    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{SYSTEM_FILE}"))
 
 
 def load(name_or_path: str | Path, device: str = "auto", dtype: str | None = None) -> System:
@@ -317,19 +428,19 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | None = Non
         raise UserError(f"there is no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     folder = find(name_or_path)
     config = read_config(folder)
-    _verify(folder, config)
+    verify(folder, config)
     place = choose_device(device)
     precision = DTYPES[dtype] if dtype is not None else default_dtype(place)
     if place.type == "cpu" and precision == torch.bfloat16:
         use_fast_attention()
-    codec = _quick(lambda: build_codec(config.codec.name, config.codec.config))
-    codec = _filled(codec, folder / CODEC_FILE, place, precision)
+    codec = quick(lambda: build_codec(config.codec.name, config.codec.config))
+    codec = filled(codec, folder / CODEC_FILE, place, precision)
     config_class, build = DENOISERS[config.denoiser.name]
     settings = from_dict(config_class, config.denoiser.config)
-    denoiser = _filled(_quick(lambda: build(settings)), folder / DENOISER_FILE, place, precision)
+    denoiser = filled(quick(lambda: build(settings)), folder / DENOISER_FILE, place, precision)
     if TEXT_FILE in config.files:
-        text = _filled(
-            _quick(lambda: build_text(config.text.name, config.text.config, folder)), folder / TEXT_FILE, place, precision
+        text = filled(
+            quick(lambda: build_text(config.text.name, config.text.config, folder)), folder / TEXT_FILE, place, precision
         )
     else:
         text = build_text(config.text.name, config.text.config, folder).to(place).eval()
@@ -339,76 +450,6 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | None = Non
     return System(config, _engine(codec, denoiser, text, config.prediction), precision)
 
 
-def find(name_or_path: str | Path) -> Path:
-    """The folder of a system. Raises UserError that lists the shipped names when there is none."""
-    by_name = SHIPPED / name_or_path if "/" not in str(name_or_path) and str(name_or_path) not in ("", ".", "..") else None
-    for folder in (by_name, Path(name_or_path)):
-        if folder is not None and (folder / SYSTEM_FILE).is_file():
-            return folder
-    if Path(name_or_path).is_dir() and str(name_or_path):
-        raise UserError(f"{name_or_path} holds no {SYSTEM_FILE}; name the folder of a system")
-    names = ", ".join(shipped()) or "none yet"
-    raise UserError(f"there is no system {str(name_or_path)!r}; shipped are: {names}; or give the folder of your own")
-
-
-def read_config(folder: str | Path) -> SystemConfig:
-    """A folder's `system.json`. Raises UserError when it is missing, broken, or of another format."""
-    path = Path(folder) / SYSTEM_FILE
-    values = read_json(path)
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path} must hold an object; restore it from its source")
-    return from_dict(SystemConfig, values)
-
-
-def save_system(
-    folder: str | Path,
-    *,
-    name: str,
-    codec: tuple[str, Codec],
-    denoiser: tuple[str, nn.Module],
-    text: tuple[str, TextEncoder],
-    size: tuple[int, int],
-    frames: int,
-    fps: float,
-    prediction: Prediction = "skip",
-    defaults: Sampling | None = None,
-    training: Mapping[str, Any] | None = None,
-) -> SystemConfig:
-    """Write a system's folder: weights in bf16, buffers (such as latent statistics) as they are. Returns its config.
-
-    Each part is (catalogue name, module with `.config`); a text encoder with a tokenizer brings its file along, a frozen one is
-    found again by its config. `training` is any JSON summary: data, steps, cost, scores. `system.json` is written last, so
-    that a folder with one is whole. Raises UserError when weights are not finite or the folder cannot be written.
-    """
-    folder = Path(folder)
-    weights: dict[str, nn.Module] = {CODEC_FILE: codec[1], DENOISER_FILE: denoiser[1]}
-    if text[1].trainable:
-        weights[TEXT_FILE] = text[1]
-    for file, module in weights.items():
-        save_tensors(folder / file, _narrowed(module, file))
-    names = list(weights)
-    tokenizer = getattr(text[1], "tokenizer", None)
-    if tokenizer is not None and hasattr(tokenizer, "save"):
-        tokenizer.save(folder / TOKENIZER_FILE)
-        names.append(TOKENIZER_FILE)
-    config = SystemConfig(
-        format=FORMAT,
-        name=name,
-        codec=Part(codec[0], to_dict(codec[1].config)),
-        denoiser=Part(denoiser[0], to_dict(denoiser[1].config)),
-        text=Part(text[0], to_dict(text[1].config)),
-        prediction=prediction,
-        size=size,
-        frames=frames,
-        fps=fps,
-        defaults=defaults or Sampling(),
-        files={file: sha256(folder / file) for file in sorted(names)},
-        training=dict(training or {}),
-    )
-    write_json(folder / SYSTEM_FILE, to_dict(config))
-    return config
-
-
 def regenerate(settings: Mapping[str, Any], system: System | None = None, *, progress: Progress | None = None) -> Clip:
     """Make a clip again from the settings that its file carries (`clip.read_settings`): byte for byte on the same machine.
 
@@ -416,7 +457,7 @@ def regenerate(settings: Mapping[str, Any], system: System | None = None, *, pro
     the digests differ or settings are missing or of the wrong kind.
     """
     wanted = from_dict(_Recorded, {k: v for k, v in settings.items() if k in _Recorded.__dataclass_fields__})
-    if wanted.task != "text":
+    if wanted.task not in ("text", "film"):
         raise UserError(f"the film was made from another film ({wanted.task}), which it does not hold; make it again from that")
     if system is None:
         system = load(wanted.system, dtype=wanted.dtype)
@@ -428,6 +469,10 @@ def regenerate(settings: Mapping[str, Any], system: System | None = None, *, pro
     if str(system.dtype) != f"torch.{wanted.dtype}":
         raise UserError(f"the film was computed in {wanted.dtype}, this system in {system.dtype}; load it with that dtype")
     sampling = Sampling(wanted.steps, wanted.guidance, wanted.interval, wanted.solver, wanted.shift)
+    if wanted.task == "film":
+        shots = [Shot(prompt, frames) for prompt, _, frames in wanted.shots]
+        texts = [text for _, text, _ in wanted.shots]
+        return system._film(shots, texts, wanted.size, wanted.seed, sampling, None, None, wanted.rolling, progress)
     whole = (wanted.size, wanted.frames, sampling, 1, progress)
     clips = system._clips([wanted.prompt], [wanted.text], [wanted.seed], *whole, loop=wanted.loop)
     return clips[0]
@@ -450,6 +495,8 @@ class _Recorded:
     dtype: str
     loop: bool = False
     task: str = "text"
+    shots: tuple[tuple[str, str, int], ...] = ()
+    rolling: Rolling = field(default_factory=Rolling)
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -462,64 +509,3 @@ def default_dtype(device: torch.device) -> torch.dtype:
 def _engine(codec: Codec, denoiser: nn.Module, text: TextEncoder, prediction: str) -> Engine:
     patch = getattr(denoiser.config, "patch", (1, 1, 1))
     return Engine(codec, denoiser, text, prediction, patch)  # type: ignore[arg-type]
-
-
-def _verify(folder: Path, config: SystemConfig) -> None:
-    needed = {CODEC_FILE, DENOISER_FILE} - set(config.files)
-    if needed:
-        raise UserError(f"{folder / SYSTEM_FILE} lists no {sorted(needed)[0]}; restore it from its source")
-    for file, expected in config.files.items():
-        path = folder / file
-        if Path(file).name != file or not path.is_file():
-            raise UserError(f"{path} is missing; restore it from its source")
-        if sha256(path) != expected:
-            raise UserError(
-                f"{path} is truncated or altered (its sha256 is not the one in {SYSTEM_FILE}); restore it from its source"
-            )
-
-
-def _narrowed(module: nn.Module, file: str) -> dict[str, Tensor]:
-    """Parameters in bf16, buffers as they are: statistics stay exact."""
-    parameters = {name for name, _ in module.named_parameters()}
-    state = module.state_dict()
-    for name, value in state.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise UserError(f"{name} of {file} is not finite; save an earlier checkpoint")
-    return {name: value.to(torch.bfloat16) if name in parameters else value for name, value in state.items()}
-
-
-def _quick(build: Callable[[], ModuleT]) -> ModuleT:
-    """Build without memory or random numbers; the weights come from a file."""
-    with torch.device("meta"), _Unfilled():
-        return build()
-
-
-class _Unfilled(TorchFunctionMode):
-    """Random filling does nothing. On the meta device it would have no effect, but import the compiler: 1.5 s."""
-
-    def __torch_function__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in _RANDOM_FILLS:
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
-
-
-def _filled(module: ModuleT, path: Path, device: torch.device, dtype: torch.dtype) -> ModuleT:
-    tensors = load_tensors(path)
-    parameters = dict(module.named_parameters())
-    expected = module.state_dict()
-    wrong = sorted(set(expected) ^ set(tensors)) + [
-        n for n in set(expected) & set(tensors) if expected[n].shape != tensors[n].shape
-    ]
-    if wrong:
-        raise UserError(f"{path} does not fit the settings in {SYSTEM_FILE} ({wrong[0]}); restore both from their source")
-    for name, value in tensors.items():
-        value = value.to(device, dtype) if name in parameters else value.to(device)
-        if expected[name].ndim == 4 and not expected[name].is_contiguous():
-            value = value.contiguous(memory_format=torch.channels_last)
-        tensors[name] = value
-    module.load_state_dict(tensors, assign=True)
-    assert not any(t.is_meta for t in [*module.parameters(), *module.buffers()]), "a buffer is neither saved nor computed"
-    return module.requires_grad_(False).eval()

@@ -1,4 +1,4 @@
-"""The block of the spacetime transformer."""
+"""Transformer blocks: the spacetime transformer's, and the plain one of everything that came before it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tubelet.nn.attention import CrossAttention, Rope, SelfAttention
 from tubelet.nn.conditioning import gated, modulate
-from tubelet.nn.mlp import SwiGLU
+from tubelet.nn.mlp import MLP, SwiGLU
 from tubelet.nn.norms import RMSNorm
 from tubelet.nn.packing import Segments
 
@@ -64,3 +64,35 @@ class SpacetimeBlock(nn.Module):
             x = x + self.cross(self.cross_norm(x).to(dtype), context, mask, rope, context_segments)
         h = modulate(self.mlp_norm(x), shift_m, scale_m).to(dtype)
         return gated(x, gate_m, self.mlp(h))
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm residual block: self-attention, then MLP, each behind a layer norm, with biases (ViT, Dosovitskiy et al. 2021,
+    equations 2 and 3; CLIP, Radford et al. 2021).
+
+    `hidden` 0 is four widths. `activation` as in `MLP.approximate`. `qk_norm` as in NaViT (Dehghani et al. 2023, section 3.1).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        hidden: int = 0,
+        *,
+        eps: float = 1e-6,
+        activation: str = "none",
+        qk_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim, eps)
+        self.attention = SelfAttention(dim, heads, qk_norm=qk_norm, bias=True)
+        self.mlp_norm = nn.LayerNorm(dim, eps)
+        self.mlp = MLP(dim, hidden or 4 * dim, activation)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False, segments: Segments | None = None) -> Tensor:
+        """`x (B, L, D)`; `mask`, `causal` and `segments` as in `nn.attention.attention`."""
+        h = self.attention(self.attention_norm(x), mask=mask, causal=causal, segments=segments)
+        x = x + self.dropout(h)
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,10 @@ class SwiGLU(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linears around a GELU (`approximate` "none" or "tanh"), as in ViT and DiT."""
+    """Two linears around a GELU, as in ViT, DiT and CLIP.
+
+    `approximate` "none" is exact, "tanh" Hendrycks & Gimpel's, "quick" CLIP's `x * sigmoid(1.702 x)`.
+    """
 
     def __init__(self, dim: int, hidden: int, approximate: str = "none", bias: bool = True) -> None:
         super().__init__()
@@ -29,4 +33,7 @@ class MLP(nn.Module):
         self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate=self.approximate))
+        h = self.up(x)
+        return self.down(
+            h * torch.sigmoid(1.702 * h) if self.approximate == "quick" else F.gelu(h, approximate=self.approximate)
+        )

@@ -16,8 +16,10 @@ from tubelet.core.errors import UserError
 
 RECIPES: dict[str, str] = {
     "codec-table": "tubelet.recipes.codec_table",
+    "native-sizes": "tubelet.recipes.native_sizes",
     "smoke": "tubelet.recipes.smoke",
     "worlds-64": "tubelet.recipes.worlds_64",
+    "worlds-64-tasks": "tubelet.recipes.worlds_64_tasks",
 }
 """Name -> module with `recipe() -> config`, whose config has `.run(folder)`. Imported when asked for."""
 

@@ -5,10 +5,11 @@ A stage that has finished is skipped when the same command runs again; one that 
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -31,13 +32,15 @@ from tubelet.core.weights import load_module, save_module
 from tubelet.data.schema import Record
 from tubelet.data.shards import ShardDataset, ShardWriter
 from tubelet.data.states import CachedTextEncoder, cache_states
-from tubelet.data.stream import CaptionChoice, Stream, TensorSource
+from tubelet.data.stream import CaptionChoice, PackStream, Stream, TensorSource
 from tubelet.diffusion.objectives import Prediction
 from tubelet.diffusion.paths import SigmaSampling
 from tubelet.generate.engine import Engine, Request, Sampling
-from tubelet.generate.system import Part, find, load, read_config, save_system
+from tubelet.generate.folder import Part, find, read_config, save_system
+from tubelet.generate.system import load
 from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
+from tubelet.nn.patch import token_grid
 from tubelet.runtime.cpu import use_fast_attention
 from tubelet.runtime.device import choose_device, fast_bf16
 from tubelet.text import build_text
@@ -75,6 +78,17 @@ class Clips:
     size: tuple[int, int] = (64, 64)
     frames: int = 17
     fps: float = 8.0
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Sizes (height, width) that the denoiser's clips take in turn, in place of `size`. They are trained on in packs."""
+    lengths: tuple[int, ...] = ()
+    """Frames that they take in turn, in place of `frames`."""
+    square: bool = False
+    """Cut clips of `sizes` to the square in their middle, as most video models are trained: the control of native sizes."""
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the denoiser's clips differ in size, so that they are packed."""
+        return bool(self.sizes or self.lengths)
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,8 @@ class WorldsRecipe:
     """Tasks that the training on whole films mixes in, as `TextToVideoObjective.masks`."""
     haze: float = 0.0
     foreground: float = 4.0
+    budget: int = 4096
+    """Tokens of a pack, where clips differ in size; a batch is then a number of packs."""
     sampling: Sampling = field(default_factory=Sampling)
     workers: int = 2
     """Processes that render."""
@@ -158,7 +174,11 @@ class WorldsRecipe:
         codec.strides.latent_shape(self.clips.codec_frames, *self.clips.size)
         t, h, w = network.patch
         whole = Strides(codec.strides.t * t, codec.strides.h * h, codec.strides.w * w)
-        whole.latent_shape(self.clips.frames, *self.clips.size)
+        for size in (self.clips.size, *self.clips.sizes):
+            for frames in (self.clips.frames, *self.clips.lengths):
+                whole.latent_shape(frames, *size)
+        if self.clips.mixed and (self.denoise.compile or (self.sketch is not None and self.sketch.compile)):
+            raise UserError("packs of clips of any size differ in length at every step; set denoise.compile=false")
         CaptionChoice(self.captions, self.denoise.seed)
         if self.start is not None:
             self._check_start(self.start)
@@ -234,13 +254,11 @@ class WorldsRecipe:
         codec.to(device)
         bf16 = fast_bf16(device)
         with ShardWriter(folder / "latents", shard_bytes=64 * 2**20) as writer, progress("encoding", "clips") as advance:
-            jobs = [
-                job
-                for job in self._jobs(DENOISER_SEED, self.clips.denoiser, self.clips.frames, self.clips.fps)
-                if job.key not in writer
-            ]
+            jobs = [job for job in self._native_jobs() if job.key not in writer]
             done = 0
             for group in _groups(rendered(jobs, self.workers), 32):
+                if self.clips.square:
+                    group = [(job, _square(video), _square(colour), captions) for job, video, colour, captions in group]
                 pixels = _pixels(torch.from_numpy(np.stack([video for _, video, _, _ in group])).to(device))
                 with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     latents = codec.encode(pixels).to(torch.bfloat16).cpu()  # (n, C, T', h, w)
@@ -312,8 +330,12 @@ class WorldsRecipe:
             training={"recipe": self.name, "steps": steps, "batch": self.denoise.batch, "clips": self.clips.denoiser},
         )
 
-    def _latents(self, folder: Path, seed: int) -> TensorSource:
+    def _latents(self, folder: Path, seed: int) -> TensorSource | PackStream:
         dataset = ShardDataset(folder / "latents")
+        if self.clips.mixed:
+            grids = [token_grid((t, h, w), self.denoiser.patch) for _, t, h, w in dataset.shapes("latent")]
+            tokens = [t * h * w for t, h, w in grids]
+            return PackStream(dataset, tokens, self.budget, seed, proportions=self.captions)
         return TensorSource.load(dataset, ("latent", "foreground"), seed=seed, proportions=self.captions)
 
     def _objective(self, frames: int = 0) -> TextToVideoObjective:
@@ -335,22 +357,21 @@ class WorldsRecipe:
         load_module(polished if polished.exists() else folder / "codec.safetensors", codec)
         return codec.eval()
 
-    def build_model(self, folder: Path, source: TensorSource | None = None) -> TextToVideo:
+    def build_model(self, folder: Path, source: TensorSource | PackStream | None = None) -> TextToVideo:
         """Denoiser and text encoder, untrained; the tokenizer is learned from the captions once and kept, and so are the states
         of a frozen encoder."""
         if self.text_encoder != "own":
             inner, states = build_text(self.text_encoder), folder / "text-states"
-            if source is not None and source.captions is not None:
+            if source is not None:
                 kinds = [kind for kind, share in self.captions.items() if share > 0]
-                texts = (c["text"] for captions in source.captions for c in captions if c["kind"] in kinds)
+                texts = (c["text"] for captions in _captions(source) for c in captions if c["kind"] in kinds)
                 cache_states(inner.encode, texts, states)
             torch.manual_seed(self.denoise.seed)  # the initial weights
             return TextToVideo(CachedTextEncoder(inner, states), Spacetime(self.denoiser))
         path = folder / "tokenizer.json"
         if not path.exists():
             assert source is not None, "the tokenizer is learned from captions"
-            assert source.captions is not None, "the clips have no captions"
-            some = [caption["text"] for captions in source.captions[:8000] for caption in captions]
+            some = [caption["text"] for captions in itertools.islice(_captions(source), 8000) for caption in captions]
             train_tokenizer(some, self.text.vocab_size).save(path)
         torch.manual_seed(self.denoise.seed)  # the initial weights
         return TextToVideo(OwnTextEncoder(self.text, Tokenizer.load(path)), Spacetime(self.denoiser))
@@ -361,6 +382,15 @@ class WorldsRecipe:
             Job("persist2d" if i % 100 < persist else "phys2d", first_seed + i, self.clips.size, frames, fps)
             for i in range(count)
         ]
+
+    def _native_jobs(self) -> list[Job]:
+        """The denoiser's clips, of their sizes and lengths in turn."""
+        sizes, lengths = self.clips.sizes or (self.clips.size,), self.clips.lengths or (self.clips.frames,)
+        forms = list(itertools.product(sizes, lengths))
+        jobs = self._jobs(DENOISER_SEED, self.clips.denoiser, self.clips.frames, self.clips.fps)
+        # Every hundred clips the turns shift by one, so that both worlds come in every form.
+        turns = [forms[(i + i // 100) % len(forms)] for i in range(len(jobs))]
+        return [replace(job, size=size, frames=frames) for job, (size, frames) in zip(jobs, turns, strict=True)]
 
 
 CODEC_SEED, DENOISER_SEED = 1_000_000_000, 0
@@ -406,14 +436,33 @@ def rendered(jobs: Sequence[Job], workers: int) -> Iterator[Rendered]:
 
 
 def _groups(items: Iterator[Rendered], size: int) -> Iterator[list[Rendered]]:
-    group: list[Rendered] = []
+    """Clips of one shape, `size` together."""
+    waiting: dict[tuple[int, ...], list[Rendered]] = {}
     for item in items:
+        group = waiting.setdefault(item[1].shape, [])
         group.append(item)
         if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
+            yield waiting.pop(item[1].shape)
+    yield from waiting.values()
+
+
+def _captions(source: TensorSource | PackStream) -> Iterator[Sequence[Mapping[str, str]]]:
+    """The captions of every clip."""
+    if isinstance(source, TensorSource):
+        assert source.captions is not None, "the clips have no captions"
+        yield from source.captions
+        return
+    for index in range(len(source.dataset)):
+        record = source.dataset.read(index)
+        if record is not None:
+            yield record.meta["captions"]
+
+
+def _square(frames: np.ndarray) -> np.ndarray:
+    """The square in the middle of `(T, H, W, ...)`."""
+    side = min(frames.shape[1:3])
+    top, left = (frames.shape[1] - side) // 2, (frames.shape[2] - side) // 2
+    return frames[:, top : top + side, left : left + side]
 
 
 def _pixels(video: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tubelet.core.errors import UserError
@@ -23,3 +24,10 @@ def blend(first: Tensor, second: Tensor, strength: float) -> Given:
     frames = first.shape[2]
     share = torch.linspace(0, 1, frames, device=first.device).view(1, 1, -1, 1, 1)
     return edit((1 - share) * first + share * second, strength)
+
+
+def resized(clean: Tensor, size: tuple[int, int]) -> Tensor:
+    """Latents `(B, C, T, H, W)` over another grid of cells, `(B, C, T, *size)`: a layout for a film of another size."""
+    if clean.shape[3:] == size:
+        return clean
+    return F.interpolate(clean, (clean.shape[2], *size), mode="trilinear", align_corners=False)  # (B, C, T, *size)

@@ -1,6 +1,6 @@
 """Every task as data: which cells of a film are known, which are to be made.
 
-`(clean latents, mask)` is the one form, in training and in sampling: a picture that starts to move is a film
+`(clean latents, mask, positions)` is the one form, in training and in sampling: a picture that starts to move is a film
 whose first frame is known, an extension one whose past is, an inpainting one whose surroundings are (VDT, Lu et al. 2023,
 section 3.3; Sora report, 2024). The network is told by the noise level of every cell: 0 where it is known.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from tubelet.core.errors import UserError
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""`(z, sigma) -> x_hat`, as solvers call it; sigma may have a value per cell, `(B, T, H, W)`."""
+"""`(z, sigma) -> x_hat`, as solvers call it; sigma may have a value per frame, `(B, T)`, or per cell, `(B, T, H, W)`."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,15 @@ class Given:
     `clean (B, C, T, H, W)`: latents, whatever where nothing is known. `mask (B, T, H, W)`, 1 where cells are to be made and 0
     where they are known (the polarity of VDT's code). `haze`: the noise level in [0, 1) at which known cells are shown, a
     little above 0 for a past that was itself generated. `strength`: the noise level at which making starts, 1 for noise;
-    below 1 the film in `clean` is edited (SDEdit, Meng et al. 2021, section 3).
+    below 1 the film in `clean` is edited (SDEdit, Meng et al. 2021, section 3). `times`: when each of the T latent frames is,
+    where they do not simply follow each other.
     """
 
     clean: Tensor
     mask: Tensor
     haze: float = 0.0
     strength: float = 1.0
+    times: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         shape = (self.clean.shape[0], *self.clean.shape[2:])
@@ -49,6 +51,8 @@ class Given:
             raise UserError(
                 f"haze must lie in [0, 1) and strength in (0, 1], got {self.haze} and {self.strength}; correct them"
             )
+        if self.times is not None and len(self.times) != self.clean.shape[2]:
+            raise UserError(f"{self.clean.shape[2]} latent frames have {len(self.times)} times; give one time per frame")
 
     def part(self, begin: int, count: int) -> Given:
         """What is known of `count` films from `begin` on; one film stands for all."""
@@ -78,12 +82,14 @@ def conditioned(denoise: Denoise, given: Given, noise: Tensor) -> Denoise:
     make = given.mask[:, None].to(noise.dtype)  # (B, 1, T, H, W)
     if bool((given.mask == 1).all()):
         return denoise
+    # One level per frame costs the network less than one per cell.
+    by_frame = bool((given.mask == given.mask[:, :, :1, :1]).all())
 
     def denoise_rest(z: Tensor, sigma: Tensor) -> Tensor:
         levels = given.levels(sigma.to(z.dtype))  # (B, T, H, W)
         wide = levels[:, None]
         known = (1 - wide) * given.clean + wide * noise
-        x_hat = denoise(make * z + (1 - make) * known, levels)
+        x_hat = denoise(make * z + (1 - make) * known, levels[:, :, 0, 0] if by_frame else levels)
         return make * x_hat + (1 - make) * given.clean
 
     return denoise_rest

@@ -6,6 +6,7 @@ seen by the network. The pixels outside the mask are put back after decoding, ex
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,6 +40,41 @@ def inpaint(clean: Tensor, mask: Tensor, strides: Strides) -> Given:
     if not bool(small.any()):
         raise UserError("the mask covers nothing; mark what is to be made in white")
     return Given(clean, small)
+
+
+def around(film: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A film `(B, 3, T, H, W)` in the middle of a larger canvas, and the mask `(T, *size)` of what is to be made around it.
+
+    Its edge is repeated outwards, so that the codec sees nothing foreign beside it. Raises UserError when the canvas is not
+    larger.
+    """
+    tall, wide = size[0] - film.shape[3], size[1] - film.shape[4]
+    if min(tall, wide) < 0 or max(tall, wide) == 0:
+        raise UserError(f"a canvas of {size[0]}x{size[1]} leaves nothing around {film.shape[3]}x{film.shape[4]}; enlarge it")
+    top, left = tall // 2, wide // 2
+    canvas = F.pad(film, (left, wide - left, top, tall - top, 0, 0), mode="replicate")  # (B, 3, T, *size)
+    mask = film.new_ones(film.shape[2], *size)
+    mask[:, top : top + film.shape[3], left : left + film.shape[4]] = 0
+    return canvas, mask
+
+
+def box(
+    shape: tuple[int, int, int], top: int, left: int, bottom: int, right: int, begin: int = 0, end: int | None = None
+) -> Tensor:
+    """A mask `(T, H, W)` that covers rows `top` to `bottom`, columns `left` to `right`, frames `begin` to `end` (excluded).
+
+    Raises UserError when the box covers nothing or leaves the film.
+    """
+    T, H, W = shape
+    end = T if end is None else end
+    if not (0 <= top < bottom <= H and 0 <= left < right <= W and 0 <= begin < end <= T):
+        raise UserError(
+            f"the box {top},{left},{bottom},{right} of frames {begin} to {end} is empty or leaves the film of {T} frames of "
+            f"{H}x{W}; give top,left,bottom,right inside it"
+        )
+    mask = torch.zeros(shape)
+    mask[begin:end, top:bottom, left:right] = 1
+    return mask
 
 
 def put_back(made: Tensor, original: Tensor, mask: Tensor) -> Tensor:

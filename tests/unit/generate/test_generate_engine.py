@@ -13,7 +13,8 @@ from tubelet.diffusion.solvers import SOLVERS
 from tubelet.generate.engine import Cancelled, Engine, Request, Sampling
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.tasks.edit import edit
-from tubelet.tasks.frames import extend
+from tubelet.tasks.given import Given
+from tubelet.tasks.timeline import place
 from tubelet.text.own import OwnTextConfig, OwnTextEncoder
 
 TINY = SpacetimeConfig(width=32, depth=2, heads=2, in_channels=4, patch=(2, 2, 2), text_width=32)
@@ -187,14 +188,19 @@ def known(engine: Engine, frames: int, seed: int = 8) -> torch.Tensor:
     return torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
 
 
+def extended(past: torch.Tensor, frames: int) -> Given:
+    """A film of `frames` latent frames that begins with `past`."""
+    return place([(0, past)], frames).given(range(frames))
+
+
 def test_what_is_given_comes_out_as_the_codec_has_it(engine: Engine) -> None:
     """Patches span two latent frames, the first one alone: what is given covers whole patches."""
     past = known(engine, 5)
-    film = films(engine, RED, BLUE, given=extend(past, 5))
+    film = films(engine, RED, BLUE, given=extended(past, 5))
     alone = engine.codec.decode(past).clamp(-1, 1)
     torch.testing.assert_close(film[:, :, :5], alone.expand(2, -1, -1, -1, -1), atol=1e-5, rtol=0)
     assert float((film[0, :, 5:] - film[1, :, 5:]).abs().max()) > 1e-3, "the words decide the rest"
-    one = films(engine, BLUE, given=extend(past, 5))
+    one = films(engine, BLUE, given=extended(past, 5))
     torch.testing.assert_close(film[1:], one, atol=2e-5, rtol=0)
     assert float((film - films(engine, RED, BLUE)).abs().max()) > 1e-3
 
@@ -208,19 +214,44 @@ def test_an_edit_stays_near_the_film_when_it_is_weak(engine: Engine) -> None:
 
 def test_given_films_of_another_size_are_refused(engine: Engine) -> None:
     with pytest.raises(UserError, match="make it fit"):
-        films(engine, RED, given=extend(known(engine, 5), 6))
+        films(engine, RED, given=extended(known(engine, 5), 6))
     with pytest.raises(UserError, match="make it fit"):
-        films(engine, RED, RED, RED, given=extend(known(engine, 5).expand(2, -1, -1, -1, -1), 5))
+        films(engine, RED, RED, RED, given=extended(known(engine, 5).expand(2, -1, -1, -1, -1), 5))
 
 
-def test_loops_of_a_batch_are_its_singles() -> None:
+def by_frame() -> Engine:
+    """An engine whose tokens span one latent frame."""
     config = dataclasses.replace(TINY, patch=(1, 2, 2))
     codec, _, text = parts()
     torch.manual_seed(1)
     denoiser = Spacetime(config).eval()
     for parameter in denoiser.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
-    engine = Engine(codec, denoiser, text, patch=config.patch)
+    return Engine(codec, denoiser, text, patch=config.patch)
+
+
+def test_frames_may_have_times_of_their_own(engine: Engine) -> None:
+    one = by_frame()
+    shape = one.latent_shape((32, 32), 9)
+    past = torch.randn(1, shape[0], 2, *shape[2:], generator=torch.Generator().manual_seed(3))
+    line = place([(0, past)], shape[1])
+
+    def made(times: tuple[int, ...] | None) -> torch.Tensor:
+        return one.denoise([RED], shape, Sampling(steps=2), given=line.given(range(shape[1]), times=times))
+
+    in_order, usual = made(tuple(range(shape[1]))), made(None)
+    assert torch.equal(in_order, usual)
+    apart = made((0, *range(6, 5 + shape[1])))
+    assert torch.equal(apart[:, :, :2], past)
+    assert float((apart - usual)[:, :, 2:].abs().max()) > 1e-3
+    wide = engine.latent_shape((32, 32), 17)
+    given = place([(0, torch.zeros(1, wide[0], 1, *wide[2:]))], wide[1]).given(range(wide[1]), times=tuple(range(wide[1])))
+    with pytest.raises(UserError, match="whose tokens span one frame"):
+        engine.denoise([RED], wide, Sampling(steps=1), given=given)
+
+
+def test_loops_of_a_batch_are_its_singles() -> None:
+    engine = by_frame()
     together = films(engine, RED, BLUE, loop=True)
     torch.testing.assert_close(together[1:], films(engine, BLUE, loop=True), atol=2e-5, rtol=0)
     assert float((together[1:] - films(engine, BLUE)).abs().max()) > 1e-3

@@ -17,10 +17,11 @@ from tubelet.codecs import build_codec
 from tubelet.codecs.base import Codec
 from tubelet.core.errors import UserError
 from tubelet.core.files import sha256
-from tubelet.generate import system as room
+from tubelet.generate import folder as room
 from tubelet.generate.clip import Clip, read_settings
 from tubelet.generate.engine import Sampling
-from tubelet.generate.system import System, load, read_config, regenerate, save_system, shipped
+from tubelet.generate.folder import read_config, save_system, shipped
+from tubelet.generate.system import System, load, regenerate
 from tubelet.media.decode import decode_uint8
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.runtime.cpu import accelerate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from tubelet.core.config import from_dict, to_dict
 from tubelet.core.errors import UserError
 from tubelet.core.types import Strides
 from tubelet.recipes import RECIPES, load_recipe, run
-from tubelet.recipes.worlds import CODEC_SEED, DENOISER_SEED, Job, WorldsRecipe, foreground_cells, render_one
-from tubelet.worlds.constants import TRAIN_SEEDS
+from tubelet.recipes.native_sizes import markdown, whole
+from tubelet.recipes.worlds import CODEC_SEED, DENOISER_SEED, Job, WorldsRecipe, _square, foreground_cells, render_one
+from tubelet.worlds import WORLDS
+from tubelet.worlds.constants import TEST_SEEDS, TRAIN_SEEDS
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -93,6 +96,36 @@ def test_recipes_are_checked_and_stay_among_the_training_seeds(name: str) -> Non
     assert all(seed in TRAIN_SEEDS for seed in (min(seeds), max(seeds)))
     share = sum(job.world == "persist2d" for job in denoiser) / len(denoiser)
     assert share == pytest.approx(config.clips.persist, abs=0.03)
+
+
+def test_both_arms_of_the_size_experiment_differ_in_the_crop_alone() -> None:
+    experiment = load_recipe("native-sizes")
+    native, square = (experiment.recipe(arm) for arm in ("native", "square"))
+    for arm in (native, square):
+        arm._check()
+    assert replace(square, name="native", clips=replace(square.clips, square=False)) == native
+    jobs = native._native_jobs()
+    assert jobs == square._native_jobs()
+    for world in ("phys2d", "persist2d"):
+        counts = Counter(job.size for job in jobs if job.world == world)
+        assert set(counts) == set(native.clips.sizes)
+        assert min(counts.values()) > 0.8 * max(counts.values()), "both worlds come in every size"
+
+
+def test_the_square_in_the_middle() -> None:
+    tall = np.arange(2 * 6 * 4).reshape(2, 6, 4)
+    assert np.array_equal(_square(tall), tall[:, 1:5])
+    assert np.array_equal(_square(tall.transpose(0, 2, 1)), tall.transpose(0, 2, 1)[:, :, 1:5])
+
+
+def test_a_size_is_measured_beside_the_truth() -> None:
+    row = {f"64x64/{figure}{beside}": 0.5 for figure in ("caption", "whole") for beside in ("", "/floor")}
+    lines = markdown({"native": row, "square": row}).splitlines()
+    assert lines[0].startswith("| size | caption, native | caption, square | caption, truth | whole, native")
+    assert lines[2] == "| 64x64 | 0.50 | 0.50 | 0.50 | 0.50 | 0.50 | 0.50 |"
+    episode = WORLDS["phys2d"].sample(TEST_SEEDS[0], 64, 64, 17, 8.0, kind="fall")
+    assert whole(episode.video, episode) == 1
+    assert whole(np.concatenate([episode.video[:2], episode.video[:1].repeat(15, 0) * 0 + 200]), episode) == 0
 
 
 def test_a_rendered_clip_has_its_captions_and_its_foreground() -> None:

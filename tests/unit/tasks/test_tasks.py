@@ -12,12 +12,12 @@ from tubelet.core.errors import UserError
 from tubelet.core.types import Strides
 from tubelet.diffusion.paths import RECTIFIED_FLOW, uniform_sigmas
 from tubelet.diffusion.solvers import SOLVERS
-from tubelet.tasks.edit import blend, edit
-from tubelet.tasks.frames import between, connect, extend, extend_backward, from_image, windows
+from tubelet.tasks.edit import blend, edit, resized
 from tubelet.tasks.given import Given, conditioned
 from tubelet.tasks.loop import cyclic
 from tubelet.tasks.masks import MASKS, check_shares, draw_name
-from tubelet.tasks.region import cells, inpaint, put_back
+from tubelet.tasks.region import around, box, cells, inpaint, put_back
+from tubelet.tasks.timeline import Span, Timeline, Window, place, plan
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -29,12 +29,13 @@ def clip(frames: int, seed: int = 0) -> Tensor:
 
 
 TASKS = {
-    "image": lambda: from_image(clip(1), 5),
-    "between": lambda: between(clip(1), clip(1, 1), 5),
-    "extend": lambda: extend(clip(3), 5),
-    "extend_hazy": lambda: extend(clip(3), 5, haze=0.1),
-    "backward": lambda: extend_backward(clip(2), 5),
-    "connect": lambda: connect(clip(2), clip(1, 1), 2),
+    "image": lambda: place([(0, clip(1))], 5).given(range(5)),
+    "between": lambda: place([(0, clip(1)), (4, clip(1, 1))], 5).given(range(5)),
+    "extend": lambda: place([(0, clip(3))], 5).given(range(5)),
+    "extend_hazy": lambda: place([(0, clip(3))], 5).given(range(5), haze=0.1),
+    "backward": lambda: place([(3, clip(2))], 5).given(range(5)),
+    "connect": lambda: place([(0, clip(2)), (4, clip(1, 1))], 5).given(range(5)),
+    "box": lambda: inpaint(clip(5), box((5, 4, 4), 0, 1, 2, 3)[None].expand(2, -1, -1, -1), Strides(1, 1, 1)),
 }
 
 
@@ -57,36 +58,43 @@ def test_known_cells_come_out_as_they_went_in(name: str, solver: str) -> None:
     torch.testing.assert_close(film[known], given.clean[known], atol=1e-6, rtol=0)
     assert not torch.allclose(film[~known], noise[~known])
     for z, sigma in seen:
-        assert sigma.shape == given.mask.shape
+        assert sigma.shape == (given.mask.shape if name == "box" else given.mask.shape[:2]), "a level per frame if it can be"
         level = min(given.haze, float(sigma.max()))
-        torch.testing.assert_close(sigma[given.mask == 0].unique(), torch.tensor([level], dtype=sigma.dtype))
+        known_levels = sigma[given.mask == 0] if name == "box" else sigma[given.mask[:, :, 0, 0] == 0]
+        torch.testing.assert_close(known_levels.unique(), torch.tensor([level], dtype=sigma.dtype))
         shown = (1 - level) * given.clean + level * noise
         torch.testing.assert_close(z[known].float(), shown[known], atol=1e-6, rtol=0)
 
 
 def test_parts_stand_where_they_belong() -> None:
     a, b = clip(2), clip(1, 1)
-    given = connect(a, b, 2)
-    assert given.mask[0, :, 0, 0].tolist() == [0, 0, 1, 1, 0]
-    assert torch.equal(given.clean[:, :, :2], a)
-    assert torch.equal(given.clean[:, :, 4:], b)
-    assert extend_backward(a, 5).mask[0, :, 0, 0].tolist() == [1, 1, 1, 0, 0]
-    assert between(b, b, 4).mask[0, :, 0, 0].tolist() == [0, 1, 1, 0]
+    line = place([(0, a), (4, b)], 5)
+    assert line.known == (True, True, False, False, True)
+    assert torch.equal(line.clean[:, :, :2], a)
+    assert torch.equal(line.clean[:, :, 4:], b)
+    seen = line.given([0, 3, 4], times=(0, 5, 6))
+    assert seen.mask[0, :, 0, 0].tolist() == [0, 1, 0]
+    assert torch.equal(seen.clean[:, :, 2:], b)
+    assert seen.times == (0, 5, 6)
 
 
 def test_nothing_to_make_or_other_sizes_are_refused() -> None:
     with pytest.raises(UserError, match="nothing is left to make"):
-        extend(clip(5), 5)
-    with pytest.raises(UserError, match="at least 1 latent frame"):
-        between(clip(1), clip(1), 2)
+        place([(0, clip(5))], 5)
+    with pytest.raises(UserError, match="has no room"):
+        place([(0, clip(2)), (1, clip(1))], 5)
+    with pytest.raises(UserError, match="has no room"):
+        place([(4, clip(2))], 5)
     with pytest.raises(UserError, match="of one size"):
-        connect(clip(1), clip(1)[..., :2], 2)
+        place([(0, clip(1)), (2, clip(1)[..., :2])], 5)
     with pytest.raises(UserError, match="must be finite"):
-        from_image(clip(1) * float("nan"), 3)
+        place([(0, clip(1) * float("nan"))], 3).given(range(3))
     with pytest.raises(UserError, match="mask \\(B, T, H, W\\)"):
         Given(clip(2), torch.ones(2, 2, 4, 3))
     with pytest.raises(UserError, match="strength in"):
         edit(clip(2), 0.0)
+    with pytest.raises(UserError, match="one time per frame"):
+        Given(clip(2), torch.ones(2, 2, 4, 4), times=(0, 1, 2))
 
 
 def test_an_edit_starts_between_the_film_and_noise() -> None:
@@ -123,14 +131,102 @@ def test_a_loop_is_the_same_film_wherever_it_is_cut() -> None:
     assert torch.equal(seen[0][1:], alone[0]), "a batch of two is two singles"
 
 
-def test_windows_cover_a_film_and_overlap() -> None:
-    spans = windows(170, 17, 2)
-    assert spans[0] == (0, 17)
-    assert spans[-1][1] == 170
-    assert all(after[0] == before[1] - 2 for before, after in itertools.pairwise(spans))
-    assert windows(5, 17, 2) == [(0, 5)]
-    with pytest.raises(UserError, match="cannot overlap"):
-        windows(20, 4, 4)
+def flags(text: str) -> list[bool]:
+    """`kk..` as known flags."""
+    return [letter == "k" for letter in text]
+
+
+def filled(known: str, spans: list[Span], window: int, overlap: int, sink: int = 0) -> list[Window]:
+    """The plan, after checking that it makes every frame once, from known ones, in windows that are not too long."""
+    have, out = flags(known), plan(flags(known), spans, window, overlap, sink)
+    for number, one in enumerate(out):
+        assert len(one.frames) <= window
+        assert list(one.frames) == sorted(set(one.frames))
+        fresh = [frame for frame in one.frames if not have[frame]]
+        assert fresh, "a window makes something"
+        assert number == 0 or any(have[frame] for frame in one.frames) or spans[one.span].cut
+        for frame in fresh:
+            have[frame] = True
+    assert all(have)
+    return out
+
+
+def test_windows_cover_a_film_and_look_back() -> None:
+    whole = filled("." * 170, [Span(0, 170)], 17, 2)
+    assert whole[0].frames == tuple(range(17))
+    for before, after in itertools.pairwise(whole[:-1]):
+        assert after.frames[0] == before.frames[-1] - 1, "two frames of overlap"
+    assert whole[-1].frames == tuple(range(153, 170)), "the last one is as long as the others and looks back further"
+    assert [w.frames for w in filled("." * 5, [Span(0, 5)], 17, 2)] == [tuple(range(5))]
+    assert [w.frames for w in filled("k...k", [Span(0, 5)], 5, 2)] == [(0, 1, 2, 3, 4)]
+    with pytest.raises(UserError, match="cannot look back on 4"):
+        plan(flags("....."), [Span(0, 5)], 4, 4)
+
+
+def test_an_extension_sees_as_much_of_the_past_as_there_is_room_for() -> None:
+    assert [w.frames for w in filled("k" * 20 + "." * 8, [Span(20, 28)], 17, 2)] == [tuple(range(11, 28))]
+    backward = filled("." * 8 + "k" * 20, [Span(0, 8)], 17, 2)
+    assert [w.frames for w in backward] == [tuple(range(17))]
+    far = filled("." * 30 + "k" * 4, [Span(0, 30)], 17, 2)
+    assert far[0].frames == tuple(range(15, 32)), "far back, it is made from its end on"
+    assert far[-1].frames[0] == 0
+
+
+def test_a_connection_arrives_at_what_comes_after() -> None:
+    assert [w.frames for w in filled("kkkk....kkkk", [Span(4, 8)], 12, 2)] == [tuple(range(12))]
+    long = filled("kkkk" + "." * 20 + "kkkk", [Span(4, 24)], 10, 2)
+    assert long[-1].frames[-1] >= 24
+
+
+def test_a_storyboard_goes_on_or_cuts() -> None:
+    on = filled("." * 24, [Span(0, 12), Span(12, 24)], 12, 3)
+    assert [w.span for w in on] == [0, 1, 1]
+    assert on[1].frames[0] == 9
+    cut = filled("." * 12 + "k" + "." * 11, [Span(0, 12), Span(12, 24, cut=True)], 12, 3)
+    assert [w.frames for w in cut] == [tuple(range(12)), tuple(range(12, 24))], "nothing is seen across a cut"
+
+
+def test_a_sink_keeps_the_first_frame_in_sight() -> None:
+    sunk = filled("." * 40, [Span(0, 40)], 17, 2, sink=4)
+    assert sunk[0].times is None
+    for window in sunk[1:]:
+        assert window.frames[0] == 0
+        assert window.times is not None
+        assert window.times[:2] == (0, 4)
+        assert max(window.times) <= 16, "places that training has seen"
+    with pytest.raises(UserError, match="cannot look back"):
+        plan(flags("." * 40), [Span(0, 40)], 17, 2, sink=15)
+
+
+def test_a_timeline_tells_nothing_where_nothing_is_known() -> None:
+    line = Timeline(clip(3), (False, False, False))
+    assert bool((line.given(range(3)).mask == 1).all())
+
+
+def test_a_canvas_and_a_box() -> None:
+    film = torch.rand(1, 3, 2, 4, 6)
+    canvas, mask = around(film, (6, 10))
+    assert canvas.shape == (1, 3, 2, 6, 10)
+    assert torch.equal(canvas[:, :, :, 1:5, 2:8], film)
+    assert torch.equal(canvas[:, :, :, 0, 2:8], film[:, :, :, 0])
+    assert mask.shape == (2, 6, 10)
+    assert mask[:, 1:5, 2:8].eq(0).all()
+    assert mask.sum() == 2 * (60 - 24)
+    with pytest.raises(UserError, match="leaves nothing around"):
+        around(film, (4, 6))
+    assert box((3, 4, 5), 1, 2, 3, 5, 1, 2).sum() == 2 * 3
+    for wrong in ((0, 0, 0, 2), (0, 0, 5, 2), (-1, 0, 2, 2), (0, 0, 2, 2, 2, 2), (0, 0, 2, 2, 0, 4)):
+        with pytest.raises(UserError, match="is empty or leaves the film"):
+            box((3, 4, 5), *wrong)
+
+
+def test_a_layout_is_resized_in_space_alone() -> None:
+    small = clip(3)
+    large = resized(small, (6, 8))
+    assert large.shape == (2, 3, 3, 6, 8)
+    assert resized(small, (4, 4)) is small
+    flat = resized(small.mean((3, 4), keepdim=True).expand(-1, -1, -1, 4, 4), (6, 8))
+    torch.testing.assert_close(flat, small.mean((3, 4), keepdim=True).expand_as(flat))
 
 
 @pytest.mark.parametrize("strides", [Strides(1, 8, 8), Strides(4, 8, 8)])

@@ -1,0 +1,254 @@
+"""The command line. A verb is a class here or in `films`; it imports the rooms that it needs when it is called."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+
+from tubelet import __version__
+from tubelet.cli.films import Connect, Edit, Extend, Generate, Inpaint, Outpaint, Storyboard
+from tubelet.cli.terminal import DEFAULT_SYSTEM, PICTURES, check_output, expander, parse_size, print_json
+from tubelet.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe; the same command resumes it."""
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
+    """smoke, worlds-64, or another of docs/recipes.md."""
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE)")] = None
+    """Where the run lives: clips, checkpoints, metrics, samples, and the system in the end."""
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help_behavior_hint="(repeatable)")] = ()
+    """Override one setting of the recipe, e.g. --set denoise.steps=100."""
+
+    def __call__(self) -> None:
+        from tubelet.recipes import run
+
+        if not run(self.recipe, self.out or Path("runs") / self.recipe, self.set):
+            raise KeyboardInterrupt
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Read caption following and physics from a system's films, beside floors, ceilings and violated controls."""
+
+    system: Annotated[Positional[str], arg(metavar="NAME|FOLDER")] = DEFAULT_SYSTEM
+    """A shipped system's name, or a folder that holds one."""
+    n: int = 200
+    """Prompts per figure."""
+    samples: int = 4
+    """Films per prompt."""
+    human: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Evaluate the 30 human prompts instead."""
+    expand: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Expand the prompts first, as `generate` does."""
+    tasks: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Evaluate every task instead: pictures that move, extension, connection, loops, inpainting, edits, long films."""
+    sizes: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Evaluate sizes and lengths beside the trained one instead."""
+    sheet: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write a contact sheet of the first films (.png)."""
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Print one flat object of name -> number."""
+
+    def __call__(self) -> None:
+        if self.n < 1 or self.samples < 1:
+            raise UserError(f"--n and --samples must be at least 1, got {self.n} and {self.samples}; raise them")
+        if self.sheet is not None:
+            check_output(self.sheet, PICTURES)
+        if self.human + self.tasks + self.sizes > 1:
+            raise UserError("--human, --tasks and --sizes are evaluations of their own; ask for one")
+        from tubelet.evaluate.report import evaluate_human, evaluate_system, table
+        from tubelet.generate.system import load
+
+        system: Any = load(self.system)
+        native: dict[str, Any] = {"size": system.config.size, "frames": system.config.frames}
+        native["expander"] = expander() if self.expand else None
+        if self.tasks or self.sizes:
+            from tubelet.evaluate.tasks import evaluate_sizes, evaluate_tasks
+
+            figures = evaluate_sizes(system, self.n) if self.sizes else evaluate_tasks(system, self.n, sheet=self.sheet)
+        elif self.human:
+            figures = evaluate_human(system, samples=self.samples, sheet=self.sheet, **native)
+        else:
+            fps = system.config.fps
+            figures = evaluate_system(system, n=self.n, samples=self.samples, sheet=self.sheet, fps=fps, **native)
+        if self.json:
+            print_json(figures)
+        else:
+            print(table(figures))
+
+
+@dataclass(frozen=True)
+class Worlds:
+    """Show clips of a simulated world."""
+
+    world: Annotated[Positional[str], arg(metavar="WORLD")] = "phys2d"
+    """phys2d or persist2d."""
+    n: int = 8
+    """How many clips."""
+    seed: int = 0
+    """First seed; each clip takes the next."""
+    size: Annotated[str, arg(metavar="HxW")] = "64x64"
+    """Height x width in pixels."""
+    frames: int = 17
+    """Frames per clip."""
+    fps: float = 8.0
+    """Frames per second."""
+    kind: Annotated[str | None, arg(metavar="KIND", help_behavior_hint="(default: drawn from the seed)")] = None
+    """Only this kind of event; docs/worlds.md lists them."""
+    split: Annotated[str, arg(metavar="SPLIT")] = "train"
+    """Which compositions may appear; docs/worlds.md lists the splits."""
+    sheet: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write a contact sheet (.png)."""
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Print captions, events and tags as JSON."""
+
+    def __call__(self) -> None:
+        from tubelet.worlds import WORLDS
+
+        if self.world not in WORLDS:
+            raise UserError(f"there is no world {self.world!r}; choose one of {', '.join(WORLDS)}")
+        if self.n < 1:
+            raise UserError(f"--n must be at least 1, got {self.n}; raise it")
+        if self.sheet is not None:
+            check_output(self.sheet, PICTURES)
+        height, width = parse_size(self.size) or (64, 64)
+        episodes = [
+            WORLDS[self.world].sample(self.seed + i, height, width, self.frames, self.fps, kind=self.kind, split=self.split)
+            for i in range(self.n)
+        ]
+        if self.sheet is not None:
+            from tubelet.media.sheet import contact_sheet, save_sheet
+
+            save_sheet(contact_sheet([e.video for e in episodes], [e.short for e in episodes]), self.sheet)
+        if self.json:
+            print_json(
+                [{"short": e.short, "dense": e.dense, "human": e.human, "events": e.events, "tags": e.tags} for e in episodes]
+            )
+        else:
+            for episode in episodes:
+                print(episode.short)
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the catalogue of models, or count one's parameters and multiply-accumulates."""
+
+    name: Annotated[Positional[str], arg(metavar="MODEL", help_behavior_hint="(default: list all)")] = ""
+    """A model of the catalogue, e.g. Spacetime-XS."""
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Print JSON."""
+
+    def __call__(self) -> None:
+        from tubelet.models import MODELS, count, find
+
+        stated = {name: entry.stated(entry.config) for name, entry in MODELS.items()}
+        if not self.name:
+            rows: Any = {name: {"input": text} for name, text in stated.items()}
+            lines = [f"{name:16} {text}" for name, text in stated.items()]
+        else:
+            entry = find(self.name)
+            name = next(known for known, other in MODELS.items() if other is entry)
+            rows = {"name": name, "input": stated[name], **count(name)}
+            lines = [
+                f"{name} on {stated[name]}",
+                f"{rows['parameters']:,} parameters",
+                f"{rows['macs']:,} multiply-accumulates",
+            ]
+        if self.json:
+            print_json(rows)
+        else:
+            print("\n".join(lines))
+
+
+VERBS: dict[str, type] = {
+    "generate": Generate,
+    "edit": Edit,
+    "extend": Extend,
+    "connect": Connect,
+    "inpaint": Inpaint,
+    "outpaint": Outpaint,
+    "storyboard": Storyboard,
+    "train": Train,
+    "evaluate": Evaluate,
+    "worlds": Worlds,
+    "models": Models,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line. Exit code 0, 2 for a wrong input (one sentence on stderr), 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments == ["--version"]:
+            print(f"tubelet {__version__}")
+        else:
+            _parse(arguments)()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"tubelet: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        training = arguments[:1] == ["train"]
+        print("tubelet: stopped" + ("; the same command resumes it" if training else ""), file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
+
+
+def _parse(arguments: list[str]) -> Any:
+    """The verb with its settings. Raises UserError where tyro would draw a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                VERBS,
+                prog="tubelet",
+                description="The open Sora system: words in, film out. `tubelet --version` says which one this is.",
+                args=arguments,
+                config=(FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+    verb = arguments[0] if arguments and arguments[0] in VERBS else ""
+    complaint = _complaint(said.getvalue())
+    if verb == "generate" and complaint.startswith("unrecognized") and "--" not in complaint:
+        complaint += " (put the words in quotes)"
+    raise UserError(f"{complaint}; see {' '.join(['tubelet', verb]).strip()} --help")
+
+
+def _complaint(box: str) -> str:
+    """What a box of tyro says: the part between its title and the next rule, in whichever characters it is drawn."""
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        if line.startswith("╭") or not line.strip(" │─-"):
+            parts += [[]] if parts[-1] or line.startswith("╭") else []
+        else:
+            parts[-1].append(line.strip(" │"))
+    parts = parts[1:] or parts
+    text = " ".join(" ".join(parts[0]).split()).rstrip(".")
+    if found := re.match(r"Error parsing (\S+):.* from \[(.*?)\]", text):
+        return f"{found[1]} cannot be {found[2]}"
+    if found := re.match(r"Missing from tubelet.*?: (\S+)", text):
+        return f"{found[1]} is missing"
+    if found := re.match(r"Missing value for argument '(\S+)'", text):
+        return f"{found[1]} needs a value"
+    return text[:1].lower() + text[1:]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,446 @@
+"""The verbs that make films. Each reads real files, makes one film, and writes it with the settings that made it inside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from tubelet.cli.terminal import DEFAULT_SYSTEM, check_outputs, deliver, expander, parse_size
+from tubelet.core.errors import UserError
+
+if TYPE_CHECKING:
+    from tubelet.core.types import Video
+    from tubelet.generate.clip import Clip
+    from tubelet.generate.system import System
+
+Make = Callable[..., "Clip"]
+Words = Annotated[Positional[str], arg(metavar="WORDS")]
+File = Annotated[Positional[Path], arg(metavar="FILE")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """What every film can be asked for."""
+
+    system: Annotated[str | None, arg(metavar="NAME|FOLDER", help_behavior_hint="(default: worlds-64)")] = None
+    """A shipped system's name, or a folder that holds one."""
+    size: Annotated[str | None, arg(metavar="HxW", help_behavior_hint="(default: the system's)")] = None
+    """Height x width in pixels, e.g. 64x64."""
+    frames: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the system's)")] = None
+    """How many frames are made."""
+    steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the system's)")] = None
+    """Solver steps."""
+    guidance: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: the system's)")] = None
+    """Strength of classifier-free guidance; 1 is none."""
+    seed: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 0)")] = None
+    """The same seed and settings give the same bytes on the same machine."""
+    expand: Annotated[bool, arg(help_behavior_hint="")] = True
+    """Give the words to the model as they are, not rewritten into the kind of caption that it was trained on."""
+    fit: Annotated[str, arg(metavar="pad|crop|stretch")] = "pad"
+    """How a film or picture of another shape is brought to the size."""
+    sheet: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Also write a contact sheet (.png)."""
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Print settings and timings as JSON."""
+
+    def check(self, out: Path, prompt: str | None) -> None:
+        """Refuse before any work what cannot be."""
+        from tubelet.media.resize import FITS
+
+        check_outputs(out, self.sheet)
+        if prompt is not None and not prompt.strip():
+            raise UserError('words are needed that say what the film is to show; for example "a blue ball bounces"')
+        if self.fit not in FITS:
+            raise UserError(f"there is no fit {self.fit!r}; choose one of {', '.join(FITS)}")
+        parse_size(self.size)
+
+    def make(self, out: Path, prompt: str | None, task: Callable[[System, dict[str, Any]], Clip]) -> None:
+        """Load the system, run `task(system, settings)` under a progress bar, write what it makes."""
+        started = time.perf_counter()
+        self.check(out, prompt)
+        from tubelet.core.log import progress
+        from tubelet.generate.system import load
+
+        system = load(DEFAULT_SYSTEM if self.system is None else self.system)
+        timings = {"start": time.perf_counter() - started}
+        with progress("denoising") as advance:
+            settings: dict[str, Any] = {
+                "seed": self.seed or 0,
+                "steps": self.steps,
+                "guidance": self.guidance,
+                "expander": expander() if self.expand else None,
+                "progress": advance,
+            }
+            clip = task(system, settings)
+        deliver(clip, out, self.sheet, self.json, timings, started)
+
+    def pixels(self, system: System) -> tuple[int, int]:
+        """Height and width of the film."""
+        return parse_size(self.size) or system.config.size
+
+    def length(self, system: System) -> int:
+        """Frames of the film. Raises UserError when such a film cannot be."""
+        frames = system.config.frames if self.frames is None else self.frames
+        system.engine.latent_shape(self.pixels(system), frames)
+        return frames
+
+    def read(self, system: System, path: Path, frames: int | None, start: float = 0.0) -> Video:
+        """A film as the system sees it: its size, its rate; `frames` None reads to the end."""
+        from tubelet.media.decode import decode
+
+        return decode(
+            path,
+            start=start,
+            frames=frames,
+            fps=system.config.fps,
+            size=self.pixels(system),
+            fit=self.fit,  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True)
+class Generate(Making):
+    """Words in, film out; pictures too, if some are to stand in it."""
+
+    prompt: Annotated[Positional[str], arg(metavar="WORDS", help_behavior_hint="")] = ""
+    """What to show, e.g. "a red ball bounces"."""
+    first: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """A picture that the film begins with."""
+    last: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """A picture that the film ends with."""
+    loop: Annotated[bool, arg(help_behavior_hint="")] = False
+    """A film without a first frame: its last leads to its first."""
+    rolling: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Make a long film in windows of the length that the system was trained on, each looking back on the one before."""
+    refine_from: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Make a small film again at --size: it says where things are, the words and the model how they look."""
+    strength: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: 0.6)")] = None
+    """How much of the small film --refine-from makes anew, above 0 and up to 1."""
+    like: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Make this file's film again, byte for byte, from the words, seed and settings in its metadata."""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("out/clip.mp4")
+    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
+
+    def __call__(self) -> None:
+        if self.like is not None:
+            self._again(self.like)
+            return
+        if not self.prompt.strip():
+            raise UserError('generate needs words that say what to show; for example tubelet generate "a red ball bounces"')
+        if self.strength is not None and self.refine_from is None:
+            raise UserError("--strength is for --refine-from; leave it out, or give the film to refine")
+        pictures = self.first is not None or self.last is not None
+        for name, asked in {
+            "--first or --last": pictures,
+            "--rolling": self.rolling,
+            "--refine-from": self.refine_from,
+        }.items():
+            if asked and self.loop:
+                raise UserError(f"a loop has neither beginning nor end, so --loop does not go with {name}; leave one out")
+        if self.refine_from is not None and (pictures or self.rolling):
+            raise UserError("--refine-from takes the whole film from its file; leave out --first, --last and --rolling")
+        self.make(self.out, self.prompt, self._made)
+
+    def _made(self, system: System, settings: dict[str, Any]) -> Clip:
+        from tubelet.generate.system import Rolling, Shot
+
+        size = self.pixels(system)
+        if self.refine_from is not None:
+            film = self._small(system, self.refine_from)
+            return system.edit(film, self.prompt, 0.6 if self.strength is None else self.strength, size=size, **settings)
+        frames = self.length(system)
+        named = {0: self.first, -1: self.last}
+        pictures = {frame: self.read(system, path, 1) for frame, path in named.items() if path is not None}
+        if not pictures and not self.rolling:
+            return system.generate(self.prompt, size, frames, loop=self.loop, **settings)
+        if len(pictures) == 2 and frames == 1:
+            raise UserError("a film of one frame cannot begin and end with a picture; ask for more frames")
+        rolling = Rolling() if self.rolling else Rolling(window=system.engine.latent_shape(size, frames)[1])
+        return system.film([Shot(self.prompt, frames, pictures)], size, rolling=rolling, **settings)
+
+    def _small(self, system: System, path: Path) -> Video:
+        """The film to refine, at its own size; it must be one that the system could have made."""
+        from tubelet.media.decode import decode
+
+        film = decode(path, frames=self.frames, fps=system.config.fps)
+        system.engine.latent_shape(film.size, film.frames)
+        return film
+
+    def _again(self, path: Path) -> None:
+        """The film of a file once more."""
+        started = time.perf_counter()
+        check_outputs(self.out, self.sheet)
+        self._refuse_beside_like()
+        from tubelet.core.log import progress
+        from tubelet.generate.clip import read_settings
+        from tubelet.generate.system import load, regenerate
+
+        settings = read_settings(path)
+        system = load(_maker(settings, path, self.system), dtype=str(settings.get("dtype")))
+        timings = {"start": time.perf_counter() - started}
+        with progress("denoising") as advance:
+            clip = regenerate(settings, system, progress=advance)
+        deliver(clip, self.out, self.sheet, self.json, timings, started)
+
+    def _refuse_beside_like(self) -> None:
+        """What the file decides cannot be asked for again."""
+        given = {
+            "the words": self.prompt or None,
+            "--size": self.size,
+            "--frames": self.frames,
+            "--steps": self.steps,
+            "--guidance": self.guidance,
+            "--seed": self.seed,
+            "--first": self.first,
+            "--last": self.last,
+            "--refine-from": self.refine_from,
+            "--strength": self.strength,
+            "--loop": self.loop or None,
+            "--rolling": self.rolling or None,
+            "--no-expand": None if self.expand else True,
+        }
+        beside = [name for name, value in given.items() if value is not None]
+        if beside:
+            raise UserError(f"--like takes everything from the file; leave out {beside[0]}, or --like")
+
+
+@dataclass(frozen=True)
+class Edit(Making):
+    """A film and words in, the film made again by the words out. It is read from its beginning, at the system's rate."""
+
+    film: File
+    """The film: anything that PyAV or Pillow reads."""
+    prompt: Words
+    """What the new film is to show."""
+    strength: float = 0.6
+    """Near 0 the film stays, at 1 only the words count."""
+    into: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """A second film: the first turns into it."""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("out/edit.mp4")
+    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
+
+    def __call__(self) -> None:
+        self.make(self.out, self.prompt, self._made)
+
+    def _made(self, system: System, settings: dict[str, Any]) -> Clip:
+        frames = self.length(system)
+        film = self.read(system, self.film, frames)
+        into = None if self.into is None else self.read(system, self.into, frames)
+        return system.edit(film, self.prompt, self.strength, into=into, **settings)
+
+
+@dataclass(frozen=True)
+class Extend(Making):
+    """A film goes on, or begins earlier. What it holds stays as it is."""
+
+    film: File
+    """The film: anything that PyAV or Pillow reads."""
+    prompt: Words
+    """What the whole film shows."""
+    frames: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 8)")] = field(default=None, kw_only=True)
+    """How many frames are made."""
+    backward: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Make what was before the film, not what comes after it."""
+    keep: Annotated[float | None, arg(metavar="SECONDS", help_behavior_hint="(default: all)")] = None
+    """Read only the last seconds of the film (backward: the first); nothing else is decoded."""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("out/extend.mp4")
+    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
+
+    def __call__(self) -> None:
+        if self.keep is not None and not 0 < self.keep < float("inf"):
+            raise UserError(f"--keep is a number of seconds above 0, got {self.keep}; correct it")
+        self.make(self.out, self.prompt, self._made)
+
+    def _made(self, system: System, settings: dict[str, Any]) -> Clip:
+        from tubelet.generate.system import Shot
+
+        film = self._kept(system)
+        shot = Shot(self.prompt, EXTENSION if self.frames is None else self.frames)
+        where = {"future": film} if self.backward else {"past": film}
+        return system.film([shot], self.pixels(system), **where, **settings)
+
+    def _kept(self, system: System) -> Video:
+        from tubelet.media.decode import probe
+
+        if self.keep is None:
+            return self.read(system, self.film, None)
+        seconds = probe(self.film).seconds
+        frames = max(1, round(min(self.keep, seconds) * system.config.fps))
+        start = 0.0 if self.backward else max(0.0, seconds - frames / system.config.fps)
+        return self.read(system, self.film, frames, start)
+
+
+EXTENSION = 8
+"""Frames that an extension or a connection makes unless asked otherwise: half of what the shipped system sees at once, so that
+it sees as much of what is known."""
+
+
+@dataclass(frozen=True)
+class Connect(Making):
+    """One film leads to another. Both stay as they are."""
+
+    before: File
+    """The film that comes first."""
+    after: File
+    """The film that comes last."""
+    prompt: Words
+    """What the whole film shows."""
+    frames: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 8)")] = field(default=None, kw_only=True)
+    """How many frames are made between them."""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("out/connect.mp4")
+    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
+
+    def __call__(self) -> None:
+        self.make(self.out, self.prompt, self._made)
+
+    def _made(self, system: System, settings: dict[str, Any]) -> Clip:
+        from tubelet.generate.system import Shot
+
+        before, after = self.read(system, self.before, None), self.read(system, self.after, None)
+        shot = Shot(self.prompt, EXTENSION if self.frames is None else self.frames)
+        return system.film([shot], self.pixels(system), past=before, future=after, **settings)
+
+
+@dataclass(frozen=True)
+class Inpaint(Making):
+    """Make a part of a film anew. What the mask or box leaves free stays as it is, pixel by pixel."""
+
+    film: File
+    """The film: anything that PyAV or Pillow reads."""
+    prompt: Words
+    """What the whole film shows."""
+    mask: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """A picture or film of the film's size, white where it is to be made anew."""
+    box: Annotated[str | None, arg(metavar="TOP,LEFT,BOTTOM,RIGHT", help_behavior_hint="")] = None
+    """A box to be made anew, in pixels of the film that is made."""
+    during: Annotated[str | None, arg(metavar="BEGIN,END", help_behavior_hint="(default: all)")] = None
+    """Frames of the box: from BEGIN on, before END."""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("out/inpaint.mp4")
+    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
+
+    def __call__(self) -> None:
+        if (self.mask is None) == (self.box is None):
+            raise UserError("inpaint needs either --mask FILE or --box TOP,LEFT,BOTTOM,RIGHT; give one of them")
+        if self.during is not None and self.box is None:
+            raise UserError("--during says when a --box is made anew; give the box, or a mask that is a film")
+        self.make(self.out, self.prompt, self._made)
+
+    def _made(self, system: System, settings: dict[str, Any]) -> Clip:
+        from tubelet.tasks.region import box
+
+        frames = self.length(system)
+        film = self.read(system, self.film, frames)
+        if self.box is not None:
+            top, left, bottom, right = _numbers("--box", self.box, 4)
+            begin, end = (0, frames) if self.during is None else _numbers("--during", self.during, 2)
+            mask = box((frames, *film.size), top, left, bottom, right, begin, end)
+        else:
+            assert self.mask is not None, "checked before"
+            mask = self._read_mask(system, self.mask, frames)
+        return system.inpaint(film, mask, self.prompt, **settings)
+
+    def _read_mask(self, system: System, path: Path, frames: int) -> Any:
+        """The mask `(T, H, W)` of 0 and 1, fitted as the film is. Raises UserError when it has another size than the film."""
+        from tubelet.media.decode import probe
+
+        film, mask = probe(self.film), probe(path)
+        if (film.height, film.width) != (mask.height, mask.width):
+            raise UserError(
+                f"{path} is {mask.height}x{mask.width}, {self.film} is {film.height}x{film.width}; "
+                "give a mask of the film's size"
+            )
+        still = mask.frames == 1
+        seen = self.read(system, path, 1 if still else frames).pixels[0].mean(0) > 0  # (1 or T, H, W)
+        return seen.float().expand(frames, -1, -1)
+
+
+@dataclass(frozen=True)
+class Outpaint(Making):
+    """More of the picture around a film: it stays in the middle of --size, what surrounds it is made."""
+
+    film: File
+    """The film: anything that PyAV or Pillow reads, smaller than --size."""
+    prompt: Words
+    """What the whole film shows."""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("out/outpaint.mp4")
+    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
+
+    def __call__(self) -> None:
+        if self.size is None:
+            raise UserError("outpaint needs the --size of the whole picture, larger than the film; for example --size 64x96")
+        self.make(self.out, self.prompt, self._made)
+
+    def _made(self, system: System, settings: dict[str, Any]) -> Clip:
+        from tubelet.core.types import Video
+        from tubelet.media.decode import decode
+        from tubelet.tasks.region import around
+
+        film = decode(self.film, frames=self.length(system), fps=system.config.fps)
+        canvas, mask = around(film.pixels, self.pixels(system))
+        return system.inpaint(Video(canvas, film.fps), mask, self.prompt, **settings)
+
+
+@dataclass(frozen=True)
+class Storyboard(Making):
+    """Several prompts on a time line. The board is a JSON list of shots, {"words": "...", "frames": 17, "first": "pic.png"}.
+
+    A shot goes on from the one before; one with a `first` picture begins with a cut; `last` is the picture that it ends with.
+    """
+
+    board: File
+    """The board. Pictures are found beside it."""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("out/storyboard.mp4")
+    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
+
+    def __call__(self) -> None:
+        if self.frames is not None:
+            raise UserError("the shots of a storyboard say how long they are; leave out --frames")
+        self.make(self.out, None, self._made)
+
+    def _made(self, system: System, settings: dict[str, Any]) -> Clip:
+        from tubelet.core.files import read_json
+        from tubelet.generate.system import Shot
+
+        board = read_json(self.board)
+        if not isinstance(board, list) or not board or not all(isinstance(shot, dict) for shot in board):
+            raise UserError(f'{self.board} must be a list of shots like {{"words": "a red ball falls"}}; correct it')
+        shots = []
+        for number, shot in enumerate(board, 1):
+            unknown = sorted(set(shot) - {"words", "frames", "first", "last"})
+            if unknown or not isinstance(shot.get("words"), str):
+                what = f"has no setting {unknown[0]!r}" if unknown else "needs its words"
+                raise UserError(f"shot {number} of {self.board} {what}; a shot has words, frames, first and last")
+            frames = shot.get("frames", system.config.frames)
+            named = {0: shot.get("first"), -1: shot.get("last")}
+            pictures = {
+                frame: self.read(system, self.board.parent / str(name), 1) for frame, name in named.items() if name is not None
+            }
+            shots.append(Shot(shot["words"], frames, pictures))
+        return system.film(shots, self.pixels(system), **settings)
+
+
+def _numbers(name: str, text: str, count: int) -> list[int]:
+    """`1,2,3,4` as numbers. Raises UserError when it is not `count` of them."""
+    parts = text.split(",")
+    if len(parts) != count or not all(part.strip().isdecimal() for part in parts):
+        raise UserError(f"{name} must be {count} whole numbers with commas between them, got {text!r}; correct it")
+    return [int(part) for part in parts]
+
+
+def _maker(settings: dict[str, Any], path: Path, given: str | None) -> str:
+    """The system to load for a file: the one given, else the one that it names."""
+    from tubelet.generate.folder import find
+
+    if given is not None:
+        return given
+    name = str(settings.get("system", ""))
+    try:
+        find(name)
+    except UserError as error:
+        raise UserError(f"{path} was made by {name!r}, which is not a shipped system; give its folder with --system") from error
+    return name

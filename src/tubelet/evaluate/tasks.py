@@ -1,0 +1,396 @@
+"""Figures of every task beside what truth, doing nothing and violated controls score.
+
+Names are `task/TASK/FIGURE`; beside each stand `/floor` (the simulated truth), `/chance` (doing nothing: the known frame
+held, the hole filled with the backdrop) and, where there are any, `/control` (a film that is wrong on purpose) and named
+baselines. Figures:
+
+- `caption`: share of the facets named that are right (`tubelet.evaluate.caption.follow`), what cannot be tracked is wrong;
+- `seam`: change from the last known frame to the first made one over the mean change of the whole film; `/control` continues
+  with another film;
+- `velocity`: mean error of the named object's velocity in made frames against exact state, short sides a second; `/constant`
+  keeps the last exact velocity, `/copy` stands still; `found`: share of the frames in which truth shows the object whole and
+  the film too;
+- `kept`: worst PSNR of what was known, in decibels (100 is the same pixels).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tubelet.core.errors import UserError
+from tubelet.core.types import Video
+from tubelet.evaluate.caption import follow
+from tubelet.evaluate.fidelity import psnr
+from tubelet.evaluate.reading import Reading
+from tubelet.evaluate.report import Figures, progress_bar
+from tubelet.generate.system import Rolling, Shot, System
+from tubelet.media.sheet import contact_sheet, save_sheet
+from tubelet.tasks.region import around, box
+from tubelet.worlds import WORLDS
+from tubelet.worlds.base import Episode, foreground
+from tubelet.worlds.constants import COLORS, TEST_SEEDS
+
+MOVING = ("slide", "fall", "bounce", "parabola")
+"""Kinds with one moving object."""
+STRENGTHS = (0.3, 0.5, 0.7, 0.9)
+LONG = 10
+"""Trained lengths of a long film."""
+SIZES = ((64, 64), (64, 112), (112, 64), (96, 96), (64, 96))
+LENGTHS = (1, 9, 17, 25, 33)
+
+Add = Callable[[str, float], None]
+
+
+class Bench:
+    """A system and the test episodes that its tasks are tried on."""
+
+    def __init__(self, system: System, seed: int = 0) -> None:
+        self.system, self.seed = system, seed
+        self.frames, self.size = system.config.frames, system.config.size
+
+    def episode(
+        self,
+        number: int,
+        kinds: Sequence[str] = MOVING,
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        **more: Any,
+    ) -> Episode:
+        """The n-th episode of `kinds` in turn, from test seeds."""
+        kind = kinds[number % len(kinds)]
+        return WORLDS["phys2d"].sample(
+            TEST_SEEDS[self.seed + number],
+            *(size or self.size),
+            frames or self.frames,
+            self.system.config.fps,
+            kind=kind,
+            **more,
+        )
+
+    def video(self, frames: np.ndarray) -> Video:
+        """uint8 `(T, H, W, 3)` as one film."""
+        return Video.from_uint8(frames, self.system.config.fps)
+
+    def film(self, shots: Sequence[Shot], size: tuple[int, int] | None = None, **more: Any) -> np.ndarray:
+        """What the system makes, uint8 `(T, H, W, 3)`."""
+        return self.system.film(shots, size or self.size, **more).video.to_uint8()[0]
+
+    def caption(self, clip: np.ndarray, episode: Episode, facets: Sequence[str] = ()) -> float:
+        """Share of the facets that a caption names which a film shows; of `facets` only, where there are any."""
+        right = follow(Reading(clip, self.system.config.fps), self.system.config.fps, episode.tags["scene"])
+        chosen = [value for facet, value in right.items() if not facets or facet in facets]
+        return float(np.mean(chosen)) if chosen else 0.0
+
+    def captions(self, add: Add, clip: np.ndarray, episode: Episode, nothing: np.ndarray) -> None:
+        """The caption figure of a film, its truth, and of doing nothing."""
+        add("caption", self.caption(clip, episode))
+        add("caption/floor", self.caption(episode.video, episode))
+        add("caption/chance", self.caption(nothing, episode))
+
+
+def changes(clip: np.ndarray) -> np.ndarray:
+    """Mean absolute change from each frame to the next, `(T - 1,)`."""
+    return np.abs(np.diff(clip.astype(np.float32), axis=0)).mean((1, 2, 3))
+
+
+def seam(clip: np.ndarray, frame: int) -> float:
+    """Change into `frame` over the mean change of the film; 1 where nothing moves at all."""
+    steps = changes(clip)
+    mean = float(steps.mean())
+    return float(steps[frame - 1]) / mean if mean > 0.05 else 1.0
+
+
+def _seams(add: Add, clip: np.ndarray, truth: np.ndarray, other: np.ndarray, frames: Sequence[int], made: slice) -> None:
+    swapped = truth.copy()
+    swapped[made] = other[made]
+    for frame in frames:
+        add("seam", seam(clip, frame))
+        add("seam/floor", seam(truth, frame))
+        add("seam/control", seam(swapped, frame))
+
+
+def _motion(add: Add, clip: np.ndarray, episode: Episode, made: range, step: int) -> None:
+    """Velocity of the first object in made frames; `step` is 1 where they follow what is known, -1 where they lead to it."""
+    reading = Reading(clip, episode.fps)
+    track = reading.objects(episode.tags["scene"]["objects"][:1])[0]
+    exact = np.stack([episode.state["x"][:, 0], episode.state["y"][:, 0]], 1)  # (T, 2)
+    whole = episode.state["visible"][:, 0] > 0.99
+    last = made[0] - 1 if step > 0 else made[-1] + 1
+    # One known frame has no velocity.
+    before = exact[last] - exact[last - step] if 0 <= last - step < len(exact) else np.zeros(2)
+    for frame in made:
+        near = frame - step
+        if not (whole[frame] and whole[near]):
+            continue
+        true = exact[frame] - exact[near]
+        seen = track is not None and bool(track.valid[frame] and track.valid[near])
+        add("found", float(seen))
+        if not seen:
+            continue
+        assert track is not None, "seen"
+        moved = np.array([track.x[frame] - track.x[near], track.y[frame] - track.y[near]])
+        for name, guess in (("velocity", moved), ("velocity/constant", before), ("velocity/copy", 0 * before)):
+            add(name, float(np.linalg.norm(guess - true)) * episode.fps)
+
+
+def _kept(add: Add, clip: np.ndarray, truth: np.ndarray) -> None:
+    add("kept", min(psnr(t, c) for t, c in zip(truth, clip, strict=True)))
+
+
+def _text_to_image(bench: Bench, number: int, add: Add) -> np.ndarray:
+    episode, facets = bench.episode(number), ("colour", "shape", "size")
+    film = bench.system.generate(episode.short, bench.size, 1, seed=number).video.to_uint8()[0]
+    # A picture is judged as a film that stands still.
+    add("caption", bench.caption(np.repeat(film, 4, 0), episode, facets))
+    add("caption/floor", bench.caption(np.repeat(episode.video[:1], 4, 0), episode, facets))
+    add("caption/chance", bench.caption(np.repeat(bench.episode(number + 1).video[:1], 4, 0), episode, facets))
+    return film
+
+
+def _image_to_video(bench: Bench, number: int, add: Add) -> np.ndarray:
+    episode, other = bench.episode(number), bench.episode(number + 1)
+    first = {0: bench.video(episode.video[:1])}
+    film = bench.film([Shot(episode.short, bench.frames, first)], seed=number)
+    bench.captions(add, film, episode, np.repeat(episode.video[:1], bench.frames, 0))
+    _seams(add, film, episode.video, other.video, [1], slice(1, None))
+    _kept(add, film[:1], episode.video[:1])
+    return film
+
+
+def _first_and_last(bench: Bench, number: int, add: Add) -> np.ndarray:
+    episode, other = bench.episode(number), bench.episode(number + 1)
+    ends = {0: bench.video(episode.video[:1]), -1: bench.video(episode.video[-1:])}
+    film = bench.film([Shot(episode.short, bench.frames, ends)], seed=number)
+    bench.captions(add, film, episode, np.repeat(episode.video[:1], bench.frames, 0))
+    _seams(add, film, episode.video, other.video, [1, bench.frames - 1], slice(1, -1))
+    _motion(add, film, episode, range(1, bench.frames - 1), 1)
+    _kept(add, film[[0, -1]], episode.video[[0, -1]])
+    return film
+
+
+def _extend(bench: Bench, number: int, add: Add) -> np.ndarray:
+    episode, other, known = bench.episode(number), bench.episode(number + 1), bench.frames // 2
+    shot = Shot(episode.short, bench.frames - known)
+    film = bench.film([shot], past=bench.video(episode.video[:known]), seed=number)
+    nothing = np.concatenate([episode.video[:known], np.repeat(episode.video[known - 1 : known], bench.frames - known, 0)])
+    bench.captions(add, film, episode, nothing)
+    _seams(add, film, episode.video, other.video, [known], slice(known, None))
+    _motion(add, film, episode, range(known, bench.frames), 1)
+    _kept(add, film[:known], episode.video[:known])
+    return film
+
+
+def _extend_backward(bench: Bench, number: int, add: Add) -> np.ndarray:
+    episode, other, made = bench.episode(number), bench.episode(number + 1), bench.frames - bench.frames // 2
+    film = bench.film([Shot(episode.short, made)], future=bench.video(episode.video[made:]), seed=number)
+    nothing = np.concatenate([np.repeat(episode.video[made : made + 1], made, 0), episode.video[made:]])
+    bench.captions(add, film, episode, nothing)
+    _seams(add, film, episode.video, other.video, [made], slice(0, made))
+    _motion(add, film, episode, range(made), -1)
+    _kept(add, film[made:], episode.video[made:])
+    return film
+
+
+def _connect(bench: Bench, number: int, add: Add) -> np.ndarray:
+    episode, other, third = bench.episode(number), bench.episode(number + 1), bench.frames // 3
+    begin, end = third, bench.frames - third
+    film = bench.film(
+        [Shot(episode.short, end - begin)],
+        past=bench.video(episode.video[:begin]),
+        future=bench.video(episode.video[end:]),
+        seed=number,
+    )
+    nothing = episode.video.copy()
+    nothing[begin:end] = episode.video[begin - 1]
+    bench.captions(add, film, episode, nothing)
+    _seams(add, film, episode.video, other.video, [begin, end], slice(begin, end))
+    _motion(add, film, episode, range(begin, end), 1)
+    _kept(add, np.delete(film, np.s_[begin:end], 0), np.delete(episode.video, np.s_[begin:end], 0))
+    return film
+
+
+def _loop(bench: Bench, number: int, add: Add) -> np.ndarray:
+    episode = bench.episode(number, ("billiard",))
+    looped, plain = (
+        bench.system.generate(episode.short, bench.size, bench.frames, seed=number, loop=loop).video.to_uint8()[0]
+        for loop in (True, False)
+    )
+    for name, film in (("", looped), ("/control", plain)):
+        thrice = np.concatenate([film, film, film])
+        steps = changes(thrice)
+        joins = [bench.frames - 1, 2 * bench.frames - 1]
+        inner = np.delete(steps, joins)
+        add(f"closing{name}", float(steps[joins].max() / max(float(inner.mean()), 0.05)))
+        add(f"within{name}", float(steps[joins].max() <= inner.max()))
+    add("colour", bench.caption(looped, episode, ("colour",)))
+    add("colour/floor", bench.caption(episode.video, episode, ("colour",)))
+    return looped
+
+
+def _inpaint(bench: Bench, number: int, add: Add) -> np.ndarray:
+    episode, (height, width) = bench.episode(number), bench.size
+    mask = box((bench.frames, height, width), 0, width // 2, height, width)
+    film = bench.system.inpaint(bench.video(episode.video), mask, episode.short, seed=number).video.to_uint8()[0]
+    nothing = episode.video.copy()
+    nothing[:, :, width // 2 :] = np.median(episode.video[:, :, width // 2 :], axis=(0, 2), keepdims=True)
+    bench.captions(add, film, episode, nothing)
+    _kept(add, film[:, :, : width // 2], episode.video[:, :, : width // 2])
+    return film
+
+
+def _outpaint(bench: Bench, number: int, add: Add) -> np.ndarray:
+    wide = (bench.size[0], bench.size[1] + bench.size[1] // 2)
+    episode, side = bench.episode(number, size=wide), bench.size[1] // 4
+    canvas, mask = around(bench.video(episode.video[:, :, side:-side]).pixels, wide)
+    film = bench.system.inpaint(Video(canvas, episode.fps), mask, episode.short, seed=number).video.to_uint8()[0]
+    bench.captions(add, film, episode, Video(canvas, episode.fps).to_uint8()[0])
+    _kept(add, film[:, :, side:-side], episode.video[:, :, side:-side])
+    return film
+
+
+def _edit(bench: Bench, number: int, add: Add) -> np.ndarray:
+    episode = bench.episode(number)
+    colour = episode.tags["scene"]["objects"][0]["color"]
+    other = COLORS[(COLORS.index(colour) + 1 + number % (len(COLORS) - 1)) % len(COLORS)]
+    text = episode.short.replace(colour, other)
+    scene = {**episode.tags["scene"], "objects": [{**episode.tags["scene"]["objects"][0], "color": other}]}
+    shown, before = episode.video, foreground(episode.video).astype(bool)
+    for strength in (*STRENGTHS, 1.0):
+        film = bench.system.edit(bench.video(episode.video), text, strength, seed=number).video.to_uint8()[0]
+        right = follow(Reading(film, episode.fps), episode.fps, scene)
+        after = foreground(film).astype(bool)
+        add(f"caption/{strength}", float(np.mean(list(right.values()))))
+        add(f"structure/{strength}", float((before & after).sum() / max(1, (before | after).sum())))
+        if strength == STRENGTHS[-1]:
+            shown = film
+    return shown
+
+
+def _long(bench: Bench, number: int, add: Add, rolling: Rolling | None = None) -> np.ndarray:
+    frames = LONG * bench.frames
+    episode = bench.episode(number, ("billiard", "bounce"), frames=frames)
+    film = bench.film([Shot(episode.short, frames)], seed=number, rolling=rolling)
+    for suffix, clip in (("", film), ("/floor", episode.video)):
+        for window in range(LONG):
+            part = Reading(clip[window * bench.frames : (window + 1) * bench.frames], episode.fps)
+            wanted = [o["color"] for o in episode.tags["scene"]["objects"]]
+            tracks = [part.tracks.get(colour) for colour in wanted]
+            one = np.mean([0.0 if t is None else float(t.single.mean()) for t in tracks])
+            add(f"one_of_each/{window}{suffix}", float(one))
+            stray = sum(t.present.mean() > 0.2 for name, t in part.tracks.items() if name not in wanted)
+            add(f"stray/{window}{suffix}", float(stray))
+    return film[::LONG]
+
+
+def _storyboard(bench: Bench, number: int, add: Add) -> np.ndarray:
+    parts = [bench.episode(2 * number), bench.episode(2 * number + 1)]
+    pictures: list[dict[int, Video]] = [{}, {0: bench.video(parts[1].video[:1])}]
+    film = bench.film(
+        [Shot(part.short, bench.frames, picture) for part, picture in zip(parts, pictures, strict=True)], seed=number
+    )
+    for place, (part, other) in enumerate(zip(parts, parts[::-1], strict=True)):
+        segment = film[place * bench.frames : (place + 1) * bench.frames]
+        bench.captions(add, segment, part, other.video)
+    return film[::2]
+
+
+def _refine(bench: Bench, number: int, add: Add) -> np.ndarray:
+    large = (bench.size[0] * 3 // 2, bench.size[1] * 3 // 2)
+    episode = bench.episode(number, size=large)
+    small = bench.system.generate(episode.short, bench.size, bench.frames, seed=number)
+    film = bench.system.edit(small.video, episode.short, 0.6, seed=number, size=large).video.to_uint8()[0]
+    direct = bench.system.generate(episode.short, large, bench.frames, seed=number).video.to_uint8()[0]
+    add("caption", bench.caption(film, episode))
+    add("caption/small", bench.caption(small.video.to_uint8()[0], episode))
+    add("caption/direct", bench.caption(direct, episode))
+    add("caption/floor", bench.caption(episode.video, episode))
+    return film
+
+
+TASKS: dict[str, Callable[[Bench, int, Add], np.ndarray]] = {
+    "text_to_image": _text_to_image,
+    "image_to_video": _image_to_video,
+    "first_and_last": _first_and_last,
+    "extend": _extend,
+    "extend_backward": _extend_backward,
+    "connect": _connect,
+    "loop": _loop,
+    "inpaint": _inpaint,
+    "outpaint": _outpaint,
+    "edit": _edit,
+    "storyboard": _storyboard,
+    "refine": _refine,
+    "long": _long,
+}
+"""A new task is a function and a line here."""
+
+
+def evaluate_tasks(
+    system: System,
+    n: int = 24,
+    *,
+    names: Sequence[str] = tuple(TASKS),
+    seed: int = 0,
+    sheet: str | Path | None = None,
+    progress: bool = True,
+) -> Figures:
+    """Figures of `n` test episodes for each of `names`, names as in this file's head; `long` is tried on a sixth of them.
+
+    `sheet` writes the first film of each task as a png. Raises UserError on n below 1 or an unknown task.
+    """
+    if n < 1:
+        raise UserError(f"n must be at least 1, got {n}; raise it")
+    unknown = [name for name in names if name not in TASKS]
+    if unknown:
+        raise UserError(f"there is no task {unknown[0]!r}; choose among {', '.join(TASKS)}")
+    values: dict[str, list[float]] = defaultdict(list)
+    rows: list[tuple[np.ndarray, str]] = []
+    bench = Bench(system, seed)
+    counts = {name: max(1, n // 6) if name == "long" else n for name in names}
+    with progress_bar("Trying tasks", sum(counts.values()), progress) as tick, torch.inference_mode():
+        for name in names:
+
+            def add(figure: str, value: float, name: str = name) -> None:
+                values[f"task/{name}/{figure}"].append(value)
+
+            for number in range(counts[name]):
+                film = TASKS[name](bench, number, add)
+                if number == 0:
+                    rows.append((film, name.replace("_", " ")))
+                tick(1)
+    if sheet is not None:
+        save_sheet(contact_sheet([film for film, _ in rows], [text for _, text in rows]), sheet)
+    out: Figures = {}
+    for key, found in values.items():
+        out[key] = float(np.min(found) if key.endswith("/kept") else np.mean(found))
+    return out | {f"task/{name}/n": float(count) for name, count in counts.items()}
+
+
+def evaluate_sizes(system: System, n: int = 24, *, seed: int = 0, progress: bool = True) -> Figures:
+    """Caption following at sizes and lengths beside the trained one: `size/HxW/caption` and `length/T/caption`, `/floor` truth.
+
+    One frame is judged as `text_to_image` is. Raises UserError on n below 1.
+    """
+    if n < 1:
+        raise UserError(f"n must be at least 1, got {n}; raise it")
+    bench = Bench(system, seed)
+    native = (bench.size, bench.frames)
+    forms = [(f"size/{h}x{w}", (h, w), native[1]) for h, w in SIZES] + [(f"length/{t}", native[0], t) for t in LENGTHS]
+    values: dict[str, list[float]] = defaultdict(list)
+    with progress_bar("Trying sizes", n * len(forms), progress) as tick:
+        for name, size, frames in forms:
+            facets = ("colour", "shape", "size") if frames == 1 else ()
+            for number in range(n):
+                episode = bench.episode(number, frames=frames, size=size)
+                film = system.generate(episode.short, size, frames, seed=number).video.to_uint8()[0]
+                times = 4 if frames == 1 else 1
+                values[f"{name}/caption"].append(bench.caption(np.repeat(film, times, 0), episode, facets))
+                values[f"{name}/caption/floor"].append(bench.caption(np.repeat(episode.video, times, 0), episode, facets))
+                tick(1)
+    return {key: float(np.mean(found)) for key, found in values.items()}

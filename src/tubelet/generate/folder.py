@@ -1,0 +1,233 @@
+"""The folder of a system: codec, denoiser and text encoder that were trained for each other, in one folder, loaded by name.
+
+    worlds-64/
+      system.json            what the parts are, native size, defaults, sha256 of every other file, how it was trained
+      codec.safetensors      bf16, as the other two
+      denoiser.safetensors
+      text.safetensors       only for a text encoder that was trained along
+      tokenizer.json         only for a text encoder that needs one
+
+The digest is one hash over the parts' settings and the files' hashes: equal digests mean equal networks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from tubelet.codecs.base import Codec
+from tubelet.core.config import from_dict, to_dict
+from tubelet.core.errors import UserError
+from tubelet.core.files import read_json, sha256, write_json
+from tubelet.core.weights import load_tensors, save_tensors
+from tubelet.diffusion.objectives import Prediction
+from tubelet.generate.engine import Sampling
+from tubelet.models.spacetime import Spacetime, SpacetimeConfig
+from tubelet.text import TOKENIZER_FILE
+from tubelet.text.base import TextEncoder
+
+FORMAT = 1
+SYSTEM_FILE = "system.json"
+CODEC_FILE, DENOISER_FILE, TEXT_FILE = "codec.safetensors", "denoiser.safetensors", "text.safetensors"
+SHIPPED = Path(__file__).resolve().parent.parent / "weights"
+
+DENOISERS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {"spacetime": (SpacetimeConfig, Spacetime)}
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_RANDOM_FILLS = {
+    "normal_",
+    "uniform_",
+    "trunc_normal_",
+    "kaiming_uniform_",
+    "kaiming_normal_",
+    "xavier_uniform_",
+    "orthogonal_",
+}
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A catalogue name and the settings that build it."""
+
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SystemConfig:
+    """The contents of `system.json`. `size` is the native (height, width); `files` maps file names to their sha256."""
+
+    format: int
+    name: str
+    codec: Part
+    denoiser: Part
+    text: Part
+    prediction: str
+    size: tuple[int, int]
+    frames: int
+    fps: float
+    defaults: Sampling
+    files: dict[str, str]
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise UserError(f"system format {self.format} is not known, this tubelet reads {FORMAT}; update tubelet")
+        if self.denoiser.name not in DENOISERS:
+            raise UserError(f"there is no denoiser {self.denoiser.name!r}; choose one of {', '.join(DENOISERS)}")
+        if self.prediction not in get_args(Prediction):
+            raise UserError(f"there is no prediction {self.prediction!r}; choose one of {', '.join(get_args(Prediction))}")
+        if not all(isinstance(name, str) and isinstance(value, str) for name, value in self.files.items()):
+            raise UserError(f"the hashes in {SYSTEM_FILE} must be strings; restore it from its source")
+        if not self.fps > 0:
+            raise UserError(f"fps must be positive, got {self.fps}; correct it")
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the hashes of all files and the settings that decide what the networks compute, as hex."""
+        parts = {n: to_dict(getattr(self, n)) for n in ("codec", "denoiser", "text", "prediction", "files")}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def shipped() -> list[str]:
+    """Names of the systems that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{SYSTEM_FILE}"))
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The folder of a system. Raises UserError that lists the shipped names when there is none."""
+    by_name = SHIPPED / name_or_path if "/" not in str(name_or_path) and str(name_or_path) not in ("", ".", "..") else None
+    for folder in (by_name, Path(name_or_path)):
+        if folder is not None and (folder / SYSTEM_FILE).is_file():
+            return folder
+    if Path(name_or_path).is_dir() and str(name_or_path):
+        raise UserError(f"{name_or_path} holds no {SYSTEM_FILE}; name the folder of a system")
+    names = ", ".join(shipped()) or "none yet"
+    raise UserError(f"there is no system {str(name_or_path)!r}; shipped are: {names}; or give the folder of your own")
+
+
+def read_config(folder: str | Path) -> SystemConfig:
+    """A folder's `system.json`. Raises UserError when it is missing, broken, or of another format."""
+    path = Path(folder) / SYSTEM_FILE
+    values = read_json(path)
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path} must hold an object; restore it from its source")
+    return from_dict(SystemConfig, values)
+
+
+def save_system(
+    folder: str | Path,
+    *,
+    name: str,
+    codec: tuple[str, Codec],
+    denoiser: tuple[str, nn.Module],
+    text: tuple[str, TextEncoder],
+    size: tuple[int, int],
+    frames: int,
+    fps: float,
+    prediction: Prediction = "skip",
+    defaults: Sampling | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> SystemConfig:
+    """Write a system's folder: weights in bf16, buffers (such as latent statistics) as they are. Returns its config.
+
+    Each part is (catalogue name, module with `.config`); a text encoder with a tokenizer brings its file along, a frozen one is
+    found again by its config. `training` is any JSON summary: data, steps, cost, scores. `system.json` is written last, so
+    that a folder with one is whole. Raises UserError when weights are not finite or the folder cannot be written.
+    """
+    folder = Path(folder)
+    weights: dict[str, nn.Module] = {CODEC_FILE: codec[1], DENOISER_FILE: denoiser[1]}
+    if text[1].trainable:
+        weights[TEXT_FILE] = text[1]
+    for file, module in weights.items():
+        save_tensors(folder / file, _narrowed(module, file))
+    names = list(weights)
+    tokenizer = getattr(text[1], "tokenizer", None)
+    if tokenizer is not None and hasattr(tokenizer, "save"):
+        tokenizer.save(folder / TOKENIZER_FILE)
+        names.append(TOKENIZER_FILE)
+    config = SystemConfig(
+        format=FORMAT,
+        name=name,
+        codec=Part(codec[0], to_dict(codec[1].config)),
+        denoiser=Part(denoiser[0], to_dict(denoiser[1].config)),
+        text=Part(text[0], to_dict(text[1].config)),
+        prediction=prediction,
+        size=size,
+        frames=frames,
+        fps=fps,
+        defaults=defaults or Sampling(),
+        files={file: sha256(folder / file) for file in sorted(names)},
+        training=dict(training or {}),
+    )
+    write_json(folder / SYSTEM_FILE, to_dict(config))
+    return config
+
+
+def verify(folder: Path, config: SystemConfig) -> None:
+    needed = {CODEC_FILE, DENOISER_FILE} - set(config.files)
+    if needed:
+        raise UserError(f"{folder / SYSTEM_FILE} lists no {sorted(needed)[0]}; restore it from its source")
+    for file, expected in config.files.items():
+        path = folder / file
+        if Path(file).name != file or not path.is_file():
+            raise UserError(f"{path} is missing; restore it from its source")
+        if sha256(path) != expected:
+            raise UserError(
+                f"{path} is truncated or altered (its sha256 is not the one in {SYSTEM_FILE}); restore it from its source"
+            )
+
+
+def _narrowed(module: nn.Module, file: str) -> dict[str, Tensor]:
+    """Parameters in bf16, buffers as they are: statistics stay exact."""
+    parameters = {name for name, _ in module.named_parameters()}
+    state = module.state_dict()
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"{name} of {file} is not finite; save an earlier checkpoint")
+    return {name: value.to(torch.bfloat16) if name in parameters else value for name, value in state.items()}
+
+
+def quick(build: Callable[[], ModuleT]) -> ModuleT:
+    """Build without memory or random numbers; the weights come from a file."""
+    with torch.device("meta"), _Unfilled():
+        return build()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Random filling does nothing. On the meta device it would have no effect, but import the compiler: 1.5 s."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _RANDOM_FILLS:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def filled(module: ModuleT, path: Path, device: torch.device, dtype: torch.dtype) -> ModuleT:
+    tensors = load_tensors(path)
+    parameters = dict(module.named_parameters())
+    expected = module.state_dict()
+    wrong = sorted(set(expected) ^ set(tensors)) + [
+        n for n in set(expected) & set(tensors) if expected[n].shape != tensors[n].shape
+    ]
+    if wrong:
+        raise UserError(f"{path} does not fit the settings in {SYSTEM_FILE} ({wrong[0]}); restore both from their source")
+    for name, value in tensors.items():
+        value = value.to(device, dtype) if name in parameters else value.to(device)
+        if expected[name].ndim == 4 and not expected[name].is_contiguous():
+            value = value.contiguous(memory_format=torch.channels_last)
+        tensors[name] = value
+    module.load_state_dict(tensors, assign=True)
+    assert not any(t.is_meta for t in [*module.parameters(), *module.buffers()]), "a buffer is neither saved nor computed"
+    return module.requires_grad_(False).eval()

@@ -1,0 +1,130 @@
+"""native-sizes: train on clips of their own aspects, or on square crops of the same clips? Two equal trainings tell.
+
+Paper: the Sora report (Brooks et al. 2024), "Sampling flexibility" and "Improved framing and composition".
+Command: tubelet train native-sizes
+Cost: see docs/log.md.
+Score: table.json and table.md in the run's folder; docs/tasks.md has the shipped run's.
+
+Both go on from one system, on the same episodes, captions, steps and tokens a step; one sees each episode whole, the other the
+square in its middle. Both are then asked for every aspect, trained or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from tubelet.core.files import read_json, whole_file, write_json
+from tubelet.core.log import note, progress
+from tubelet.evaluate.reading import Reading
+from tubelet.evaluate.tasks import Bench
+from tubelet.generate.system import load
+from tubelet.media.sheet import contact_sheet, save_sheet
+from tubelet.recipes import worlds_64
+from tubelet.recipes.worlds import Clips, WorldsRecipe
+from tubelet.train.loop import TrainConfig
+from tubelet.train.optim import OptimizerConfig
+from tubelet.worlds.base import Episode
+
+ARMS = ("native", "square")
+
+
+@dataclass(frozen=True)
+class NativeSizes:
+    """What both trainings share."""
+
+    start: str = "worlds-64"
+    clips: Clips = field(default_factory=lambda: Clips(denoiser=6000, sizes=((64, 64), (64, 112), (112, 64)), lengths=(17,)))
+    denoise: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=300,
+            batch=2,
+            warmup=20,
+            optimizer=OptimizerConfig(learning_rate=1e-3, learning_rate_adamw=5e-4),
+            checkpoint_minutes=4.0,
+        )
+    )
+    budget: int = 6144
+    """Tokens of a pack."""
+    asked: tuple[tuple[int, int], ...] = ((64, 64), (64, 112), (112, 64), (64, 96), (96, 96))
+    """Sizes asked for, the last two in no training."""
+    n: int = 32
+    """Prompts per size."""
+
+    def run(self, folder: Path) -> Path:
+        """Both trainings and their table; returns the table's file."""
+        results: dict[str, dict[str, float]] = {}
+        for arm in ARMS:
+            done = folder / arm / "figures.json"
+            if not done.exists():
+                system = self.recipe(arm).run(folder / arm)
+                if not (system / "system.json").exists():
+                    return folder
+                write_json(done, self.measure(system, folder / f"{arm}.png"))
+            results[arm] = read_json(done)
+        write_json(folder / "table.json", results)
+        with whole_file(folder / "table.md") as temporary:
+            temporary.write_text(markdown(results), encoding="utf-8")
+        note(markdown(results))
+        return folder / "table.md"
+
+    def recipe(self, arm: str) -> WorldsRecipe:
+        """One of the two."""
+        return replace(
+            worlds_64.recipe(),
+            name=arm,
+            start=self.start,
+            sketch=None,
+            decoder_train=None,
+            clips=replace(self.clips, square=arm == "square"),
+            denoise=self.denoise,
+            budget=self.budget,
+        )
+
+    def measure(self, system: Path, sheet: Path) -> dict[str, float]:
+        """Caption following and framing at every size asked for, beside the truth's."""
+        bench = Bench(load(system))
+        out: dict[str, float] = {}
+        rows: list[tuple[np.ndarray, str]] = []
+        with progress("asking", "films") as advance:
+            for place, size in enumerate(self.asked):
+                found: dict[str, list[float]] = {}
+                for number in range(self.n):
+                    episode = bench.episode(number, size=size)
+                    film = bench.system.generate(episode.short, size, bench.frames, seed=number).video.to_uint8()[0]
+                    for name, clip in (("", film), ("/floor", episode.video)):
+                        found.setdefault(f"caption{name}", []).append(bench.caption(clip, episode))
+                        found.setdefault(f"whole{name}", []).append(whole(clip, episode))
+                    if number == 0:
+                        rows.append((film, f"{size[0]} x {size[1]}: {episode.short}"))
+                    advance(place * self.n + number + 1, len(self.asked) * self.n)
+                out |= {f"{size[0]}x{size[1]}/{name}": float(np.mean(values)) for name, values in found.items()}
+        save_sheet(contact_sheet([clip for clip, _ in rows], [text for _, text in rows]), sheet)
+        return out
+
+
+def whole(clip: np.ndarray, episode: Episode) -> float:
+    """1 where the first named object is one blob and wholly in the frame in at least half of the frames, else 0."""
+    track = Reading(clip, episode.fps).objects(episode.tags["scene"]["objects"][:1])[0]
+    return float(track is not None and track.valid.mean() >= 0.5)
+
+
+def markdown(results: dict[str, dict[str, float]]) -> str:
+    """The table as a page holds it: a row for each size."""
+    sizes = list(dict.fromkeys(name.split("/")[0] for name in results[ARMS[0]]))
+    heads = ["size"] + [f"{figure}, {arm}" for figure in ("caption", "whole") for arm in (*ARMS, "truth")]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for size in sizes:
+        cells = [size]
+        for figure in ("caption", "whole"):
+            cells += [f"{results[arm][f'{size}/{figure}']:.2f}" for arm in ARMS]
+            cells.append(f"{results[ARMS[0]][f'{size}/{figure}/floor']:.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def recipe() -> NativeSizes:
+    """The experiment."""
+    return NativeSizes()

@@ -1,0 +1,111 @@
+"""Tasks in time: a picture that moves, a film between two pictures, extension, connection, a storyboard, a film of any length.
+
+All are one thing: latent frames on one line, of which some are known, and windows along it in which the network makes the
+rest, each seeing what the ones before it made (rolling windows; VDT, Lu et al. 2023, section 3.3; W.A.L.T, section 3.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tubelet.core.errors import UserError
+from tubelet.tasks.given import Given
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Latents `clean (B, C, T, H, W)` of a film and which of its frames are `known`, T flags."""
+
+    clean: Tensor
+    known: tuple[bool, ...]
+
+    def given(self, frames: Sequence[int], haze: float = 0.0, times: tuple[int, ...] | None = None) -> Given:
+        """What the network is told when it sees `frames` of it together; `haze` and `times` as in `Given`."""
+        mask = self.clean.new_ones(len(self.clean), len(frames), *self.clean.shape[3:])
+        mask[:, [place for place, frame in enumerate(frames) if self.known[frame]]] = 0
+        return Given(self.clean[:, :, list(frames)], mask, haze, times=times)
+
+
+def place(parts: Sequence[tuple[int, Tensor]], frames: int) -> Timeline:
+    """A film of `frames` latent frames in which each part `(B, C, t, H, W)` stands from its frame on; the rest is to be made.
+
+    Raises UserError when parts differ in size, overlap or do not fit, or when nothing is left to make.
+    """
+    assert parts, "a film of which nothing is known needs no timeline"
+    one = parts[0][1]
+    clean = one.new_zeros(*one.shape[:2], frames, *one.shape[3:])
+    known = torch.zeros(frames, dtype=torch.bool)
+    for begin, part in parts:
+        if part.ndim != 5 or part.shape[:2] != one.shape[:2] or part.shape[3:] != one.shape[3:]:
+            raise UserError(
+                f"known clips must be latents (B, C, T, H, W) of one size, got {tuple(part.shape)}, {tuple(one.shape)}; fit"
+            )
+        end = begin + part.shape[2]
+        if begin < 0 or end > frames or bool(known[begin:end].any()):
+            raise UserError(f"a known clip of {part.shape[2]} frames has no room at frame {begin} of {frames}; move it")
+        clean[:, :, begin:end] = part
+        known[begin:end] = True
+    if bool(known.all()):
+        raise UserError(f"all {frames} latent frames are known, nothing is left to make; ask for more frames")
+    return Timeline(clean, tuple(known.tolist()))
+
+
+@dataclass(frozen=True)
+class Span:
+    """Latent frames `begin` to `end` (excluded) of one prompt. A `cut` begins it: what was before is not looked at."""
+
+    begin: int
+    end: int
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames that the network sees together, the number of the span whose prompt it reads, and when the frames are."""
+
+    frames: tuple[int, ...]
+    span: int
+    times: tuple[int, ...] | None = None
+
+
+def plan(known: Sequence[bool], spans: Sequence[Span], window: int, overlap: int, sink: int = 0) -> list[Window]:
+    """Windows in the order in which they are made: at most `window` frames, looking back on at least `overlap` known ones.
+
+    A window reaches over known frames behind its span too, so that what is made arrives there, and its unused room looks back
+    further. Where only the end of a film is known, all runs backward. `sink` above 0 keeps the first frame of the film in
+    sight of windows that have left it, as a frame `sink` frames before theirs (StreamingLLM's attention sink, Xiao et al.
+    2023, as a film's first frame). Raises UserError when a window would add nothing.
+    """
+    if len(known) > window and not 0 < overlap < window - sink:
+        raise UserError(
+            f"a window of {window} latent frames cannot look back on {overlap}; look back on at least 1, or widen it"
+        )
+    T = len(known)
+    if not any(known[: spans[0].end]) and known[-1] and window < T:
+        turned = [Span(T - span.end, T - span.begin) for span in reversed(spans)]
+        mirrored = plan(tuple(reversed(known)), turned, window, overlap)
+        return [Window(tuple(T - 1 - frame for frame in reversed(w.frames)), len(spans) - 1 - w.span) for w in mirrored]
+    made, out = list(known), []
+    for number, span in enumerate(spans):
+        floor = span.begin if span.cut else 0
+        ceiling = span.end
+        while ceiling < T and known[ceiling] and not any(later.cut and later.begin == ceiling for later in spans):
+            ceiling += 1
+        while not all(made[span.begin : span.end]):
+            first = made.index(False, span.begin)
+            low = max(floor, first - overlap)
+            sunk = sink > 0 and low > 0 and not span.cut
+            room = window - sink if sunk else window
+            high = min(low + room, ceiling)
+            low = max(floor, min(low, high - room))
+            frames = tuple(range(low, high))
+            made[low:high] = [True] * (high - low)
+            if sunk and low > 0:
+                out.append(Window((0, *frames), number, (0, *range(sink, sink + len(frames)))))
+            else:
+                out.append(Window(frames, number))
+    return out

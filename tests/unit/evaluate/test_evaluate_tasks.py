@@ -1,0 +1,98 @@
+"""The figures of tasks: truth scores what it should, doing nothing and wrong films worse, and every task gives its own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tubelet.codecs import build_codec
+from tubelet.core.errors import UserError
+from tubelet.evaluate.tasks import LONG, STRENGTHS, TASKS, Bench, _motion, changes, evaluate_sizes, evaluate_tasks, seam
+from tubelet.generate.engine import Engine, Sampling
+from tubelet.generate.folder import Part, SystemConfig
+from tubelet.generate.system import System
+from tubelet.models.spacetime import Spacetime, SpacetimeConfig
+from tubelet.text.bpe import train
+from tubelet.text.own import OwnTextConfig, OwnTextEncoder
+
+
+@pytest.fixture(scope="module")
+def system() -> System:
+    """Random weights, 64 x 64 pixels and 9 frames in one step: what it makes is noise."""
+    torch.manual_seed(0)
+    codec = build_codec("causal_conv", {"channels": 4, "fine_width": 16, "coarse_width": 16, "decoder_blocks": [1, 1, 1]})
+    denoiser = Spacetime(SpacetimeConfig(width=32, depth=1, heads=2, in_channels=4, patch=(1, 2, 2), text_width=32))
+    text = OwnTextEncoder(OwnTextConfig(vocab_size=300, width=32, depth=1, heads=2), train(["a red ball falls"] * 4, 280))
+    defaults = Sampling(steps=1, guidance=1.0)
+    part = Part("any")
+    config = SystemConfig(
+        1, "noise", part, Part("spacetime"), part, "skip", (64, 64), 9, 8.0, defaults, {}
+    )  # fmt: skip
+    return System(config, Engine(codec.eval(), denoiser.eval(), text.eval(), patch=(1, 2, 2)))
+
+
+def test_every_task_gives_its_figures(system: System, tmp_path: Path) -> None:
+    figures = evaluate_tasks(system, 1, sheet=tmp_path / "sheet.png", progress=False)
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    for name in TASKS:
+        assert figures[f"task/{name}/n"] == 1
+    for name in ("image_to_video", "first_and_last", "extend", "extend_backward", "connect", "inpaint", "outpaint"):
+        assert figures[f"task/{name}/kept"] == 100, f"{name} changed what it was given"
+        assert figures[f"task/{name}/caption/floor"] > 0.9
+    for name in ("text_to_image", "image_to_video", "outpaint", "refine"):
+        assert figures[f"task/{name}/caption"] < 0.5, "noise follows no caption"
+    assert figures["task/image_to_video/caption/chance"] < 0.9, "a picture that stands still does not"
+    for name in ("first_and_last", "extend", "extend_backward", "connect"):
+        assert figures[f"task/{name}/found"] < 0.5, "noise shows nothing"
+    for name in ("image_to_video", "first_and_last", "extend", "extend_backward", "connect"):
+        assert figures[f"task/{name}/seam/floor"] < 1.6
+        assert figures[f"task/{name}/seam/control"] > 1.1 * figures[f"task/{name}/seam/floor"]
+    for strength in STRENGTHS:
+        assert 0 <= figures[f"task/edit/structure/{strength}"] <= 1
+    for window in range(LONG):
+        assert figures[f"task/long/one_of_each/{window}/floor"] > 0.5 > figures[f"task/long/one_of_each/{window}"]
+
+
+def test_the_truth_moves_as_it_does_and_standing_still_does_not(system: System) -> None:
+    bench, values = Bench(system), defaultdict(list)
+    for number in range(4):
+        episode = bench.episode(number)
+        for made, step in ((range(5, 9), 1), (range(4), -1)):
+            _motion(lambda figure, value: values[figure].append(value), episode.video, episode, made, step)
+    assert np.mean(values["found"]) > 0.95
+    assert np.mean(values["velocity"]) < 0.1
+    assert np.mean(values["velocity/copy"]) > 3 * np.mean(values["velocity"])
+    assert np.mean(values["velocity/constant"]) > np.mean(values["velocity"]), "falling things do not keep their velocity"
+
+
+def test_a_seam_is_seen_where_it_is() -> None:
+    ramp = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.full((1, 4, 4, 3), 10, np.uint8)
+    assert seam(ramp, 4) == pytest.approx(1)
+    broken = ramp.copy()
+    broken[4:] += 100
+    assert seam(broken, 4) > 3
+    assert seam(broken, 3) < 1
+    assert seam(ramp * 0, 2) == 1
+    assert changes(ramp).tolist() == [10] * 7
+
+
+def test_sizes_and_lengths(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tubelet.evaluate.tasks.SIZES", ((64, 96),))
+    monkeypatch.setattr("tubelet.evaluate.tasks.LENGTHS", (1, 5))
+    figures = evaluate_sizes(system, 2, progress=False)
+    assert set(figures) == {
+        f"{name}/caption{beside}" for name in ("size/64x96", "length/1", "length/5") for beside in ("", "/floor")
+    }
+    assert figures["size/64x96/caption/floor"] > 0.9
+    assert figures["length/1/caption/floor"] > 0.9
+
+
+def test_what_cannot_be_tried_is_refused(system: System) -> None:
+    with pytest.raises(UserError, match="n must be at least 1"):
+        evaluate_tasks(system, 0)
+    with pytest.raises(UserError, match="no task 'fly'; choose among text_to_image"):
+        evaluate_tasks(system, 1, names=["fly"])
