@@ -18,6 +18,9 @@ TINY: dict[tuple[Any, Any], str] = {}
 for _name, _entry in MODELS.items():
     TINY.setdefault((_entry.build, _entry.tiny(_entry.config)), _name)
 
+UNREAD = {"VTN-B": ("temporal.blocks.1.attention.qkv.",)}
+"""Weights without gradient by design: only the class token leaves the last Longformer layer, by its global attention."""
+
 
 @pytest.fixture(params=list(TINY.values()))
 def name(request: pytest.FixtureRequest) -> str:
@@ -69,7 +72,8 @@ def test_gradient_reaches_every_parameter(name: str) -> None:
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
-        assert parameter.grad.abs().sum() > 0, key
+        if not any(key.startswith(start) for start in UNREAD.get(name, ())):
+            assert parameter.grad.abs().sum() > 0, key
 
 
 @torch.no_grad()

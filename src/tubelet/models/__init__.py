@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet.core.errors import UserError
-from tubelet.models import spacetime
+from tubelet.models import c3d, clip, coca, dit, navit, spacetime, timesformer, vdt, vit, vivit, vtn
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,25 @@ class ModelEntry:
     stated: Callable[[Any], str]
 
 
+def _room(prefix: str, room: Any, build: Callable[[Any], nn.Module]) -> dict[str, ModelEntry]:
+    """An entry for each size of a room."""
+    return {
+        prefix + size: ModelEntry(config, build, room.example, room.tiny, room.stated) for size, config in room.SIZES.items()
+    }
+
+
 MODELS: Mapping[str, ModelEntry] = {
-    f"Spacetime-{size}": ModelEntry(config, spacetime.Spacetime, spacetime.example, spacetime.tiny, spacetime.stated)
-    for size, config in spacetime.SIZES.items()
+    **_room("Spacetime-", spacetime, spacetime.Spacetime),
+    **_room("ViT-", vit, vit.ViT),
+    **_room("C3D-", c3d, c3d.C3D),
+    **_room("TimeSformer-", timesformer, timesformer.TimeSformer),
+    **_room("VTN-", vtn, vtn.VTN),
+    **_room("ViViT-", vivit, vivit.ViViT),
+    **_room("NaViT-", navit, navit.NaViT),
+    **_room("CLIP-", clip, clip.CLIP),
+    **_room("", coca, coca.CoCa),
+    **_room("DiT-", dit, dit.DiT),
+    **_room("VDT-", vdt, vdt.VDT),
 }
 
 
