@@ -20,6 +20,7 @@ from tubelet.core.files import sha256
 from tubelet.data.shards import ShardDataset
 from tubelet.generate.system import load
 from tubelet.recipes import load_recipe
+from tubelet.recipes.events import ROOMS
 from tubelet.recipes.worlds import WorldsRecipe
 from tubelet.train.text_to_video import TextToVideoObjective
 
@@ -235,3 +236,17 @@ def test_settings_that_cannot_work_are_refused_before_any_work(
 ) -> None:
     assert says in refused("train", "smoke", "--out", tmp_path / "run", *SMALL, "--set", setting)
     assert not (tmp_path / "run").exists()
+
+
+def test_every_classifier_of_the_lineage_is_trained_and_measured(tmp_path: Path, tubelet: Callable, refused: Callable) -> None:
+    words = ("train", "events", "--out", tmp_path, "--set", "clips=9", "--set", "n=9", "--set", "train.steps=1")
+    assert tubelet(*words, "--set", "train.batch=1").code == 0
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert set(table) == set(ROOMS)
+    for name, figures in table.items():
+        assert 0 <= figures["held_out"] <= 1, name
+        assert figures["macs"] > 1e6, name
+    assert table["ViViT 4"]["macs"] < table["ViViT 1"]["macs"]
+    assert table["ViViT 4"]["parameters"] < table["ViViT 3"]["parameters"]
+    assert "| ViViT 1 |" in (tmp_path / "table.md").read_text()
+    assert "no classifier 'AlexNet'" in refused("train", "events", "--out", tmp_path, "--set", 'models=["AlexNet"]')

@@ -16,6 +16,7 @@ from tubelet.core.errors import UserError
 
 RECIPES: dict[str, str] = {
     "codec-table": "tubelet.recipes.codec_table",
+    "events": "tubelet.recipes.events",
     "native-sizes": "tubelet.recipes.native_sizes",
     "smoke": "tubelet.recipes.smoke",
     "worlds-64": "tubelet.recipes.worlds_64",

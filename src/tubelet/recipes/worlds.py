@@ -406,6 +406,8 @@ class Job:
     size: tuple[int, int]
     frames: int
     fps: float
+    kind: str | None = None
+    split: str = "train"
 
     @property
     def key(self) -> str:
@@ -416,8 +418,8 @@ Rendered = tuple[Job, np.ndarray, np.ndarray, list[dict[str, str]]]
 
 
 def render_one(job: Job) -> Rendered:
-    """One training episode: uint8 `(T, H, W, 3)`, where its saturated colour is, and its captions."""
-    episode = WORLDS[job.world].sample(job.seed, *job.size, job.frames, job.fps, split="train")
+    """One episode: uint8 `(T, H, W, 3)`, where its saturated colour is, and its captions."""
+    episode = WORLDS[job.world].sample(job.seed, *job.size, job.frames, job.fps, kind=job.kind, split=job.split)
     texts = {"short": episode.short, "dense": episode.dense, "human": episode.human}
     captions = [{"text": text, "kind": kind, "source": job.world} for kind, text in texts.items()]
     return job, episode.video, foreground(episode.video), captions
