@@ -22,6 +22,7 @@ from tubelet.diffusion.solvers import SOLVERS
 from tubelet.evaluate.laws import LAWS
 from tubelet.models import MODELS, count
 from tubelet.recipes import RECIPES
+from tubelet.recipes.events import markdown
 from tubelet.text import TEXT_ENCODERS
 from tubelet.worlds import WORLDS
 from tubelet.worlds.violate import VIOLATIONS
@@ -119,7 +120,6 @@ FIGURES = (
     ("steady outline", "law/steady", ".80"),
 )
 """README's name of a figure, its name in the report, and what it is held to (films / held-out compositions)."""
-BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 
 
 def readme() -> str:
@@ -132,9 +132,7 @@ def readme() -> str:
     beside = ("in", "held_out", "in/floor", "in/ceiling", "in/chance", "in/control")
     rows = [(said, *(cell(f"{name}/{what}") for what in beside), goal) for said, name, goal in FIGURES]
     head = ("", "films", "held-out", "truth", "truth through the codec", "chance", "worst violated control", "goal")
-    text = (HERE.parent / "README.md").read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    return before + BEGIN + table(head, rows) + "\n" + END + rest.split(END)[1]
+    return filled("../README.md", {"figures": table(head, rows)})
 
 
 def tasks() -> str:
@@ -189,14 +187,26 @@ def tasks() -> str:
         "long": table(("window", "one of each: film / truth", "strays: film / truth"), long),
         "sizes": table(("size or frames", "caption: film / truth"), sizes),
     }
-    text = (HERE / "tasks.md").read_text(encoding="utf-8")
+    return filled("tasks.md", parts)
+
+
+def lineage() -> str:
+    """docs/lineage.md with its table as docs/events.json has it; the rest is written by hand."""
+    results = json.loads((HERE / "events.json").read_text(encoding="utf-8"))
+    return filled("lineage.md", {"events": markdown(results).rstrip()})
+
+
+def filled(page: str, parts: dict[str, str]) -> str:
+    """A page with each of its marked places drawn anew."""
+    text = (HERE / page).read_text(encoding="utf-8")
     for name, drawn in parts.items():
-        before, rest = text.split(f"<!-- {name} -->\n")
-        text = f"{before}<!-- {name} -->\n{drawn}\n<!-- end of {name} -->\n{rest.split(f'<!-- end of {name} -->' + chr(10))[1]}"
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+        before, rest = text.split(begin)
+        text = before + begin + drawn + "\n" + end + rest.split(end)[1]
     return text
 
 
-PAGES = {"cli.md": cli, "catalogue.md": catalogue, "../README.md": readme, "tasks.md": tasks}
+PAGES = {"cli.md": cli, "catalogue.md": catalogue, "../README.md": readme, "tasks.md": tasks, "lineage.md": lineage}
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -124,7 +124,7 @@ class Generate(Making):
     like: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Make this file's film again, byte for byte, from the words, seed and settings in its metadata."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("out/clip.mp4")
-    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
+    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet (one frame: the picture)."""
 
     def __call__(self) -> None:
         if self.like is not None:
@@ -222,7 +222,7 @@ class Edit(Making):
     into: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """A second film: the first turns into it."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("out/edit.mp4")
-    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
+    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet (one frame: the picture)."""
 
     def __call__(self) -> None:
         self.make(self.out, self.prompt, self._made)
@@ -249,7 +249,7 @@ class Extend(Making):
     keep: Annotated[float | None, arg(metavar="SECONDS", help_behavior_hint="(default: all)")] = None
     """Read only the last seconds of the film (backward: the first); nothing else is decoded."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("out/extend.mp4")
-    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
+    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet (one frame: the picture)."""
 
     def __call__(self) -> None:
         if self.keep is not None and not 0 < self.keep < float("inf"):
@@ -293,7 +293,7 @@ class Connect(Making):
     frames: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 8)")] = field(default=None, kw_only=True)
     """How many frames are made between them."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("out/connect.mp4")
-    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
+    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet (one frame: the picture)."""
 
     def __call__(self) -> None:
         self.make(self.out, self.prompt, self._made)
@@ -321,7 +321,7 @@ class Inpaint(Making):
     during: Annotated[str | None, arg(metavar="BEGIN,END", help_behavior_hint="(default: all)")] = None
     """Frames of the box: from BEGIN on, before END."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("out/inpaint.mp4")
-    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
+    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet (one frame: the picture)."""
 
     def __call__(self) -> None:
         if (self.mask is None) == (self.box is None):
@@ -368,7 +368,7 @@ class Outpaint(Making):
     prompt: Words
     """What the whole film shows."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("out/outpaint.mp4")
-    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
+    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet (one frame: the picture)."""
 
     def __call__(self) -> None:
         if self.size is None:
@@ -395,7 +395,7 @@ class Storyboard(Making):
     board: File
     """The board. Pictures are found beside it."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("out/storyboard.mp4")
-    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet."""
+    """Where to write: .mp4, .webp, .gif, or .png for a contact sheet (one frame: the picture)."""
 
     def __call__(self) -> None:
         if self.frames is not None:

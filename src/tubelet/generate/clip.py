@@ -31,7 +31,9 @@ class Clip:
         assert len(self.video) == 1, f"a clip is one film, got a batch of {len(self.video)}"
 
     def save(self, path: str | Path) -> Path:
-        """Write the film by its suffix: .mp4, .webp, .gif, or .png for a contact sheet. The settings travel inside.
+        """Write the film by its suffix: .mp4, .webp, .gif, or .png for a contact sheet (of one frame: the picture).
+
+        The settings travel inside.
 
         Returns the path. Raises UserError for another suffix or a place that cannot be written.
         """

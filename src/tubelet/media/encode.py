@@ -35,8 +35,9 @@ def save(frames: np.ndarray, path: str | Path, fps: float, metadata: Mapping[str
     """Write uint8 `(T, H, W, 3)` as a film of exactly that size; the suffix chooses the format. Returns the path.
 
     `.mp4` h264 yuv420p with the index first, plays in browsers; an odd side is filled up by its last pixel line and cut
-    off again by `decode`. `.webp` and `.gif` animate for ever. `.png` is a contact sheet. `metadata` is readable with
-    `read_metadata`. Raises UserError for an unknown suffix, an impossible rate, no frames, or a place that cannot be written.
+    off again by `decode`. `.webp` and `.gif` animate for ever. `.png` is a contact sheet, of one frame the picture itself.
+    `metadata` is readable with `read_metadata`. Raises UserError for an unknown suffix, an impossible rate, no frames, or a
+    place that cannot be written.
     """
     path = Path(path)
     writer = _WRITERS.get(path.suffix.lower())
@@ -189,8 +190,9 @@ def _write_png(frames: np.ndarray, path: Path, fps: float, metadata: dict[str, s
     info = PngInfo()
     if metadata:
         info.add_text("Comment", _packed(metadata))
-    sheet = contact_sheet([frames], [caption] if caption else None, scale=scale)
-    Image.fromarray(sheet).save(path, format="PNG", pnginfo=info)
+    # A film of one frame is a picture, and is kept as it is: it can begin another film.
+    picture = frames[0] if len(frames) == 1 else contact_sheet([frames], [caption] if caption else None, scale=scale)
+    Image.fromarray(picture).save(path, format="PNG", pnginfo=info)
 
 
 def _durations(count: int, fps: float, ticks: int) -> list[int]:

@@ -147,6 +147,13 @@ def test_a_gif_has_one_palette(tmp_path: Path) -> None:
     assert (ground == ground[0]).all()
 
 
+def test_png_of_one_frame_is_the_picture_itself(tmp_path: Path) -> None:
+    frame = ball(1)
+    path = save(frame, tmp_path / "picture.png", 8.0, {"prompt": "a red ball"})
+    assert np.array_equal(decode_uint8(path)[0], frame)
+    assert read_metadata(path)["prompt"] == "a red ball"
+
+
 def test_png_is_a_sheet(tmp_path: Path) -> None:
     path = save(ball(17), tmp_path / "sheet.png", 8.0, {"prompt": "a red ball"})
     with Image.open(path) as image:
