@@ -20,9 +20,11 @@ from tubelet.core.files import sha256
 from tubelet.data.shards import ShardDataset
 from tubelet.generate.system import load
 from tubelet.recipes import load_recipe
+from tubelet.recipes.captioner import score
 from tubelet.recipes.events import ROOMS
 from tubelet.recipes.worlds import WorldsRecipe
 from tubelet.train.text_to_video import TextToVideoObjective
+from tubelet.worlds import WORLDS
 
 SMALL = [
     f"--set={setting}"
@@ -250,3 +252,24 @@ def test_every_classifier_of_the_lineage_is_trained_and_measured(tmp_path: Path,
     assert table["ViViT 4"]["parameters"] < table["ViViT 3"]["parameters"]
     assert "| ViViT 1 |" in (tmp_path / "table.md").read_text()
     assert "no classifier 'AlexNet'" in refused("train", "events", "--out", tmp_path, "--set", 'models=["AlexNet"]')
+
+
+def test_a_captioner_is_trained_and_measured(tmp_path: Path, tubelet: Callable) -> None:
+    words = ("train", "captioner", "--out", tmp_path, "--set", "clips=18", "--set", "n=9", "--set", "train.steps=2")
+    assert tubelet(*words, "--set", "train.batch=2").code == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    for style in ("short", "dense"):
+        assert (tmp_path / f"{style}.png").exists()
+        for facet in ("colour", "shape", "size", "direction", "event"):
+            for split in ("in", "held_out"):
+                assert 0 <= figures[f"{style}/{facet}/{split}"] <= 1
+                assert 0 <= figures[f"{style}/{facet}/chance/{split}"] <= 1
+
+
+def test_true_captions_score_one_and_those_of_others_less() -> None:
+    jobs = [load_recipe("captioner")._job("in", place) for place in range(27)]
+    episodes = [WORLDS[job.world].sample(job.seed, 64, 64, 9, 4.0, kind=job.kind) for job in jobs]
+    for style in ("short", "dense"):
+        figures = score([getattr(e, style) for e in episodes], [e.tags["scene"] for e in episodes])
+        assert {value for name, value in figures.items() if "chance" not in name} == {1.0}
+        assert max(value for name, value in figures.items() if "chance" in name) < 0.6

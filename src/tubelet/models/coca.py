@@ -41,6 +41,8 @@ class CoCaConfig:
 
     `width` and `heads` are those of the encoder and of both halves of the decoder; `text_depth` is the depth of one half.
     `image` is the side in pixels that the positions are made for; `queries` is how many vectors the decoder sees of an image.
+    `frames` above 0 tells the poolers of a video which of so many frames a token is from: not in the paper, whose poolers know
+    no order and so cannot tell a fall from a rise.
     """
 
     width: int = 768
@@ -53,12 +55,13 @@ class CoCaConfig:
     patch: int = 18
     vocab: int = 64_000
     queries: int = 256
+    frames: int = 0
     pooling: Literal["cascade", "parallel"] = "cascade"
 
     def __post_init__(self) -> None:
         sizes = (self.width, self.heads, self.image_depth, self.image_hidden, self.text_depth, self.text_hidden)
-        if min(*sizes, self.image, self.patch, self.vocab, self.queries) < 1:
-            raise UserError("every size of a CoCa must be at least 1; raise the one that is not")
+        if min(*sizes, self.image, self.patch, self.vocab, self.queries) < 1 or self.frames < 0:
+            raise UserError("every size of a CoCa must be at least 1, its frames at least 0; raise the one that is not")
         if self.width % (2 * self.heads):
             raise UserError(f"{self.heads} heads need an even multiple as width, got {self.width}; try {64 * self.heads}")
         if self.image % self.patch:
@@ -167,6 +170,7 @@ class CoCa(nn.Module):
         self.image = ImageEncoder(config)
         self.caption_pool, self.caption_norm = AttentionPool(D, N, config.queries), nn.LayerNorm(D, EPS)
         self.contrast_pool, self.contrast_norm = AttentionPool(D, N), nn.LayerNorm(D, EPS)
+        self.frame_positions = nn.Parameter(torch.zeros(config.frames, D)) if config.frames else None
         self.unimodal = UnimodalDecoder(config)
         self.multimodal = MultimodalDecoder(config)
         self.logit_scale = nn.Parameter(torch.zeros(()))
@@ -187,17 +191,26 @@ class CoCa(nn.Module):
         for one in (self.unimodal.tokens.weight, self.unimodal.cls, self.caption_pool.queries, self.contrast_pool.queries):
             nn.init.normal_(one, std=self.config.width**-0.5)
         nn.init.normal_(self.image.embed.positions, std=0.02)
+        if self.frame_positions is not None:
+            # The encoder's tokens are normed: a place must be heard beside them.
+            nn.init.normal_(self.frame_positions, std=0.5)
         nn.init.constant_(self.logit_scale, math.log(1 / TEMPERATURE))
 
     def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """What the decoder sees of images or videos, `(B, queries, D)`, and their unit vectors, `(B, D)`.
 
         Images are `(B, 3, H, W)`. The frames of a video `(B, 3, T, H, W)` are encoded each alone, and one pooler reads the
-        tokens of all (section 3.3); it does not know their order. Raises UserError on sizes that do not divide into patches.
+        tokens of all (section 3.3); it knows their order by `frames` alone. Raises UserError on sizes that do not divide into
+        patches and on more frames than there are places.
         """
         if pixels.ndim == 5:
-            frames = self.image(pixels.transpose(1, 2).flatten(0, 1))  # (B*T, L, D)
-            seen = frames.unflatten(0, (len(pixels), -1)).flatten(1, 2)  # (B, T*L, D)
+            frames = self.image(pixels.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(pixels), -1))  # (B, T, L, D)
+            if self.frame_positions is not None:
+                T = frames.shape[1]
+                if len(self.frame_positions) < T:
+                    raise UserError(f"a video has {T} frames, there are places for {len(self.frame_positions)}; leave some out")
+                frames = frames + self.frame_positions[:T, None].to(frames.dtype)
+            seen = frames.flatten(1, 2)  # (B, T*L, D)
         else:
             seen = self.image(pixels)  # (B, L, D)
         memory = self.caption_norm(self.caption_pool(seen))  # (B, queries, D)

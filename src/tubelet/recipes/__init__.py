@@ -15,6 +15,7 @@ from typing import Any
 from tubelet.core.errors import UserError
 
 RECIPES: dict[str, str] = {
+    "captioner": "tubelet.recipes.captioner",
     "codec-table": "tubelet.recipes.codec_table",
     "events": "tubelet.recipes.events",
     "native-sizes": "tubelet.recipes.native_sizes",

@@ -318,6 +318,16 @@ def test_frames_are_encoded_alone_and_pooled_together(model: CoCa) -> None:
     assert (mean - image).abs().max() > 1e-3
 
 
+def test_poolers_may_be_told_the_order_of_frames() -> None:
+    torch.manual_seed(0)
+    model = CoCa(replace(TINY, frames=3))
+    video, _, _ = batch(2, frames=3)
+    assert (model.look(video.flip(2))[1] - model.look(video)[1]).abs().max() > 1e-3
+    assert model.look(video[:, :, :2])[0].shape == (2, 6, 32)
+    with pytest.raises(UserError, match="there are places for 3"):
+        model.look(batch(2, frames=4)[0])
+
+
 def test_another_image_size_is_read(model: CoCa) -> None:
     assert model.look(torch.randn(2, 3, 72, 54))[0].shape == (2, 6, 32)
     with pytest.raises(UserError, match="multiples of 18"):

@@ -1,0 +1,186 @@
+"""captioner: a CoCa that says what a clip shows, in one sentence or in detail.
+
+Paper: CoCa (Yu et al. 2022) as DALL-E 3 uses it (Betker et al. 2023, section 2): pretrained to contrast and caption, then asked
+for short and for dense captions.
+Command: tubelet train captioner
+Cost: not measured, it has not been run yet.
+Score: none yet; a run writes figures.json and a sheet of test clips under their captions.
+
+Attributes and events are read from the captions by the world's own grammar and held against the scene, on test seeds and on
+held-out compositions; beside them stands what the captions of other clips would score.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tubelet.core.files import write_json
+from tubelet.core.log import note, progress
+from tubelet.core.weights import save_module
+from tubelet.data.stream import TensorSource
+from tubelet.evaluate.report import world_of
+from tubelet.media.sheet import contact_sheet, save_sheet
+from tubelet.models.coca import CoCa, CoCaConfig, caption
+from tubelet.recipes.worlds import Job, rendered
+from tubelet.text.bpe import Tokenizer
+from tubelet.text.bpe import train as train_tokenizer
+from tubelet.train.captioning import STYLES, CaptionObjective, Writing
+from tubelet.train.classify import as_pixels
+from tubelet.train.loop import TrainConfig, train
+from tubelet.train.optim import OptimizerConfig
+from tubelet.worlds import WORLDS
+from tubelet.worlds.constants import KINDS, TEST_SEEDS
+from tubelet.worlds.grammar import parse
+
+SIZE, FRAMES, FPS = 64, 9, 4.0
+"""Clips of two seconds, as the denoiser's, at half their rate."""
+TRAIN_SEED = 2_050_000_000
+"""First seed of the training clips, among the worlds' training seeds."""
+
+
+class Captioned:
+    """A source of clips with a caption of one style each, drawn anew."""
+
+    def __init__(self, inner: TensorSource, captions: Sequence[Sequence[Mapping[str, str]]]) -> None:
+        self.inner, self.captions = inner, captions
+
+    def draw(self, count: int) -> dict[str, Any]:
+        batch = self.inner.draw(count)
+        # Styles in turn, so that every batch has both.
+        styles = [STYLES[place % len(STYLES)] for place in range(count)]
+        texts = [
+            next(one["text"] for one in self.captions[index] if one["kind"] == style)
+            for index, style in zip(batch["index"].tolist(), styles, strict=True)
+        ]
+        return {**batch, "caption": texts, "style": styles}
+
+    def state(self) -> dict[str, Any]:
+        return self.inner.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.inner.restore(state)
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """The network, the clips and the training."""
+
+    coca: CoCaConfig = field(
+        default_factory=lambda: CoCaConfig(
+            width=192, heads=6, image_depth=4, image_hidden=512, text_depth=2, text_hidden=512, image=SIZE, patch=8, queries=48,
+            frames=FRAMES, vocab=1027,
+        )
+    )  # fmt: skip
+    clips: int = 9000
+    n: int = 270
+    """Test clips of each split."""
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=1500,
+            batch=32,
+            warmup=60,
+            optimizer=OptimizerConfig(learning_rate=3e-3, learning_rate_adamw=1e-3),
+            checkpoint_minutes=4.0,
+        )
+    )
+    workers: int = 2
+
+    def run(self, folder: Path) -> Path:
+        """Render, train, caption the test clips; returns the file of figures."""
+        video, captions = self._clips("train", self.clips)
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            some = [one["text"] for several in captions[:6000] for one in several]
+            train_tokenizer(some, self.coca.vocab - len(STYLES) - 1).save(path)
+        writing = Writing(Tokenizer.load(path))
+        torch.manual_seed(self.train.seed)
+        model = CoCa(self.coca)
+        source = Captioned(TensorSource({"video": video}, None, seed=self.train.seed), captions)
+        result = train(model, CaptionObjective(writing), source, self.train, folder / "train")
+        if not result.finished:
+            return folder
+        average = result.ema
+        assert isinstance(average, CoCa)
+        save_module(folder / "captioner.safetensors", average)
+        figures: dict[str, float] = {}
+        for split in ("in", "held_out"):
+            clips, _ = self._clips(split, self.n)
+            scenes = [self._scene(split, place) for place in range(self.n)]
+            for style in STYLES:
+                texts = write(average, writing, clips, style)
+                for name, value in score(texts, scenes).items():
+                    figures[f"{style}/{name}/{split}"] = value
+                if split == "in":
+                    rows = [np.asarray(clip) for clip in clips[:12]]
+                    save_sheet(contact_sheet(rows, texts[:12]), folder / f"{style}.png")
+        write_json(folder / "figures.json", figures)
+        note("\n".join(f"{name}: {value:.3f}" for name, value in figures.items()))
+        return folder / "figures.json"
+
+    def _job(self, split: str, place: int) -> Job:
+        kind = KINDS[place % len(KINDS)]
+        seed = TRAIN_SEED + place if split == "train" else TEST_SEEDS[place]
+        rule = "held_out" if split == "held_out" else "train"
+        return Job(world_of(kind), seed, (SIZE, SIZE), FRAMES, FPS, kind, rule)
+
+    def _scene(self, split: str, place: int) -> Mapping[str, Any]:
+        job = self._job(split, place)
+        episode = WORLDS[job.world].sample(job.seed, *job.size, job.frames, job.fps, kind=job.kind, split=job.split)
+        return episode.tags["scene"]
+
+    def _clips(self, split: str, count: int) -> tuple[Tensor, list[list[dict[str, str]]]]:
+        video = torch.empty(count, FRAMES, SIZE, SIZE, 3, dtype=torch.uint8)
+        captions: list[list[dict[str, str]]] = []
+        jobs = [self._job(split, place) for place in range(count)]
+        with progress(f"rendering {split}", "clips") as advance:
+            for place, (_, frames, _, said) in enumerate(rendered(jobs, self.workers)):
+                video[place] = torch.from_numpy(frames)
+                captions.append(said)
+                advance(place + 1, count)
+        return video, captions
+
+
+@torch.no_grad()
+def write(model: CoCa, writing: Writing, video: Tensor, style: str, batch: int = 32) -> list[str]:
+    """Captions of uint8 clips `(B, T, H, W, 3)`, greedily."""
+    model.eval()
+    device = next(model.parameters()).device
+    texts: list[str] = []
+    for clips in video.split(batch):
+        ids = caption(model, as_pixels(clips.to(device)), writing.start(style), writing.end, writing.limit)
+        texts += writing.decode(ids)
+    return texts
+
+
+def score(texts: Sequence[str], scenes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Share of what a scene names that its caption says: `colour`, `shape`, `size`, `direction`, `event`; and `/chance`, the
+    captions of other clips of the list."""
+    out: dict[str, float] = {}
+    others = np.random.RandomState(0).permutation(len(texts))
+    for suffix, order in (("", range(len(texts))), ("/chance", others)):
+        found: dict[str, list[bool]] = defaultdict(list)
+        for place, scene in zip(order, scenes, strict=True):
+            said = parse(texts[place])
+            found["event"].append(said.get("kind") == scene.get("kind"))
+            if "direction" in scene:
+                found["direction"].append(said.get("direction") == scene["direction"])
+            things, named = list(scene.get("objects", [])), list(said.get("objects", []))
+            for facet, key in (("colour", "color"), ("shape", "shape"), ("size", "size")):
+                if things and key in things[0]:
+                    pairs = zip(named, things, strict=False)
+                    found[facet].append(len(named) >= len(things) and all(n.get(key) == t.get(key) for n, t in pairs))
+        out |= {f"{name}{suffix}": float(np.mean(values)) for name, values in found.items()}
+    return out
+
+
+def recipe() -> Captioner:
+    """The captioner."""
+    return Captioner()
