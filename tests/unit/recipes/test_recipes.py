@@ -112,6 +112,20 @@ def test_both_arms_of_the_size_experiment_differ_in_the_crop_alone() -> None:
         assert min(counts.values()) > 0.8 * max(counts.values()), "both worlds come in every size"
 
 
+def test_shares_of_compute_differ_in_their_updates_alone(tmp_path: Path) -> None:
+    scaling, whole = load_recipe("scaling"), load_recipe("worlds-64")
+    for factor in scaling.factors:
+        part = scaling.recipe(factor)
+        part._check()
+        assert part.denoise.steps == whole.denoise.steps * factor // 32
+        assert part.sketch is not None
+        assert part.sketch.steps == whole.sketch.steps * factor // 32
+        same = ("clips", "denoiser", "text", "causal_conv", "captions", "sigma")
+        assert all(getattr(part, name) == getattr(whole, name) for name in same)
+    with pytest.raises(UserError, match="run tubelet train worlds-64 first"):
+        replace(scaling, whole=str(tmp_path)).run(tmp_path / "out")
+
+
 def test_the_square_in_the_middle() -> None:
     tall = np.arange(2 * 6 * 4).reshape(2, 6, 4)
     assert np.array_equal(_square(tall), tall[:, 1:5])
