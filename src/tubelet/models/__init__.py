@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet.core.errors import UserError
-from tubelet.models import c3d, clip, coca, dit, navit, spacetime, timesformer, vdt, vit, vivit, vtn
+from tubelet.models import c3d, clip, coca, dit, navit, spacetime, timesformer, unclip, unet, vdt, vit, vivit, vtn
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ MODELS: Mapping[str, ModelEntry] = {
     **_room("", coca, coca.CoCa),
     **_room("DiT-", dit, dit.DiT),
     **_room("VDT-", vdt, vdt.VDT),
+    **_room("", unet, unet.UNet),
+    **_room("unCLIP-", unclip, unclip.build),
 }
 
 
