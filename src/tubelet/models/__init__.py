@@ -14,7 +14,24 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet.core.errors import UserError
-from tubelet.models import c3d, clip, coca, dit, navit, spacetime, timesformer, unclip, unet, vdt, vit, vivit, vtn
+from tubelet.models import (
+    c3d,
+    clip,
+    coca,
+    dit,
+    maskgit,
+    navit,
+    spacetime,
+    timesformer,
+    unclip,
+    unet,
+    vdt,
+    videopoet,
+    vit,
+    vivit,
+    vtn,
+    walt,
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,9 @@ MODELS: Mapping[str, ModelEntry] = {
     **_room("VDT-", vdt, vdt.VDT),
     **_room("", unet, unet.UNet),
     **_room("unCLIP-", unclip, unclip.build),
+    **_room("MAGVIT2-", maskgit, maskgit.MaskGIT),
+    **_room("WALT-", walt, walt.WALT),
+    **_room("VideoPoet-", videopoet, videopoet.VideoPoet),
 }
 
 

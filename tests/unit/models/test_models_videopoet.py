@@ -1,0 +1,548 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tubelet.core.errors import UserError
+from tubelet.core.types import Condition
+from tubelet.core.weights import load_module, save_module
+from tubelet.models.videopoet import (
+    EPS,
+    MAX_TEXT,
+    SIZES,
+    SPECIALS,
+    STAGES,
+    Layout,
+    Mixture,
+    PrefixBlock,
+    Special,
+    SuperResolution,
+    SuperResolutionConfig,
+    Task,
+    VideoPoet,
+    VideoPoetConfig,
+    audio_to_video,
+    draw_task,
+    example,
+    frame_prediction,
+    image_share,
+    image_to_video,
+    loss,
+    masked_loss,
+    painting,
+    stated,
+    text_to_video,
+    tiny,
+    together,
+    video_to_audio,
+    visible,
+)
+from tubelet.nn.subtokens import MASK
+from tubelet.nn.window_rows import from_windows, to_windows
+
+PAPER = Layout()
+TINY = tiny(SIZES["300M"])
+LAYOUT = TINY.layout
+S = Special
+
+
+def video(T: int = 3, H: int = 2, W: int = 2, seed: int = 0) -> Tensor:
+    return torch.randint(0, LAYOUT.visual, (T, H, W), generator=torch.Generator().manual_seed(seed))
+
+
+def sound(T: int = 3) -> Tensor:
+    return torch.randint(0, LAYOUT.codes, (LAYOUT.levels, T), generator=torch.Generator().manual_seed(9))
+
+
+def condition(B: int = 2, K: int = 4, lengths: tuple[int, ...] = (4, 4)) -> Condition:
+    states = torch.randn(B, K, TINY.text, generator=torch.Generator().manual_seed(3))
+    return Condition(states, torch.arange(K) < torch.tensor(lengths)[:, None])
+
+
+@pytest.fixture
+def model() -> VideoPoet:
+    """As after some training: far from its small initial weights, nothing zero."""
+    torch.manual_seed(0)
+    model = VideoPoet(TINY)
+    for p in model.parameters():
+        p.data.add_(torch.randn_like(p) * 0.1)
+    return model.eval()
+
+
+def batch() -> tuple[Tensor, Tensor, Condition]:
+    """Two rows of one length from text to video, the second with two text tokens masked."""
+    ids, prefix = together([text_to_video(LAYOUT, video(seed=i), 4) for i in range(2)])
+    return ids, prefix, condition(lengths=(4, 2))
+
+
+# Ids
+
+
+def test_the_ids_are_the_papers() -> None:
+    assert PAPER.visual_range == range(256, 262_400)
+    assert PAPER.audio_range(0) == range(262_400, 263_424)
+    assert PAPER.audio_range(3) == range(265_472, 266_496)
+    assert PAPER.size == 266_496
+    specials = [*Special, *Task, S.SOURCE + 63]
+    assert len(set(map(int, specials))) == len(specials), "every special token has an id of its own"
+    assert 0 <= min(specials) <= max(specials) < SPECIALS
+
+
+def test_codes_become_ids_and_back_exactly() -> None:
+    codes = torch.tensor([[[0, 1], [2, 262_143]], [[5, 6], [7, 8]]])
+    ids = PAPER.visual_ids(codes)
+    assert ids.tolist() == [256, 257, 258, 262_399, 261, 262, 263, 264]
+    assert torch.equal(PAPER.visual_codes(ids, (2, 2, 2)), codes)
+    assert torch.equal(PAPER.visual_codes(PAPER.visual_ids(codes[None]), (2, 2, 2)), codes[None])
+    heard = torch.tensor([[0, 1023], [0, 1], [2, 3], [4, 1023]])
+    ids = PAPER.audio_ids(heard)
+    assert ids.tolist() == [262_400, 263_423, 263_424, 263_425, 264_450, 264_451, 265_476, 266_495], "level by level"
+    assert torch.equal(PAPER.audio_codes(ids), heard)
+    assert torch.equal(PAPER.audio_codes(PAPER.audio_ids(heard.expand(3, 4, 2))), heard.expand(3, 4, 2))
+    whole = torch.arange(PAPER.visual)
+    assert torch.equal(PAPER.visual_codes(PAPER.visual_ids(whole.view(1, 1, -1)), (1, 1, len(whole))).flatten(), whole)
+
+
+def test_ids_that_are_not_there_are_named() -> None:
+    with pytest.raises(UserError, match="visual code must be in 0 to 262143"):
+        PAPER.visual_ids(torch.full((1, 1, 1), 2**18))
+    with pytest.raises(UserError, match="visual code"):
+        PAPER.visual_ids(torch.full((1, 1, 1), -1))
+    for wrong in (255, 262_400):
+        with pytest.raises(UserError, match="visual id must be in 256 to 262399"):
+            PAPER.visual_codes(torch.tensor([wrong]), (1, 1, 1))
+    with pytest.raises(UserError, match="give 4"):
+        PAPER.visual_codes(torch.tensor([300]), (1, 2, 2))
+    with pytest.raises(UserError, match="audio code"):
+        PAPER.audio_ids(torch.full((4, 1), 1024))
+    with pytest.raises(UserError, match="4 levels"):
+        PAPER.audio_ids(torch.zeros(3, 5, dtype=torch.long))
+    with pytest.raises(UserError, match="audio id in its level"):
+        PAPER.audio_codes(torch.tensor([262_400, 262_401, 264_450, 265_476]))
+    with pytest.raises(UserError, match="divide into 4"):
+        PAPER.audio_codes(torch.tensor([262_400]))
+    with pytest.raises(UserError, match="no audio level 4"):
+        PAPER.audio_range(4)
+    with pytest.raises(UserError, match="at least one"):
+        Layout(visual=0)
+
+
+# Rows
+
+
+def test_rows_of_every_task_are_figure_two() -> None:
+    clip, heard = video(), sound()
+    c, a, first, rest = (
+        x.tolist() for x in (LAYOUT.visual_ids(clip), LAYOUT.audio_ids(heard), *LAYOUT.visual_ids(clip).split([4, 8]))
+    )
+    text = [S.BOT_I, S.TEXT, S.TEXT, S.EOT_I]
+    hole = video(seed=5)
+    h = LAYOUT.visual_ids(hole).tolist()
+    expected = [
+        (text_to_video(LAYOUT, clip, 2), [Task.GENERATE, *text, S.SOURCE], [S.BOV_O, *c, S.EOV_O, S.EOS]),
+        (text_to_video(LAYOUT, clip), [Task.GENERATE, S.SOURCE], [S.BOV_O, *c, S.EOV_O, S.EOS]),
+        (text_to_video(LAYOUT, clip[:1], 2, source=3), [Task.GENERATE, *text, S.SOURCE + 3], [S.BOV_O, *first]),
+        (
+            image_to_video(LAYOUT, clip, 2),
+            [Task.GENERATE, *text, S.BOV_I, *first, S.EOV_I, S.SOURCE],
+            [S.BOV_O, *rest, S.EOV_O, S.EOS],
+        ),
+        (
+            frame_prediction(LAYOUT, clip, 1),
+            [Task.FRAME_PREDICTION, S.BOV_I, *first, S.EOV_I, S.SOURCE],
+            [S.BOV_O, *rest, S.EOV_O, S.EOS],
+        ),
+        (
+            painting(LAYOUT, hole, clip, outside=False),
+            [Task.INPAINTING, S.BOV_I, *h, S.EOV_I, S.SOURCE],
+            [S.BOV_O, *c, S.EOV_O, S.EOS],
+        ),
+        (
+            painting(LAYOUT, hole, clip, outside=True),
+            [Task.OUTPAINTING, S.BOV_I, *h, S.EOV_I, S.SOURCE],
+            [S.BOV_O, *c, S.EOV_O, S.EOS],
+        ),
+        (
+            video_to_audio(LAYOUT, clip, heard),
+            [Task.VIDEO_TO_AUDIO, S.BOV_I, *c, S.EOV_I, S.SOURCE],
+            [S.BOA_O, *a, S.EOA_O, S.EOS],
+        ),
+        (
+            audio_to_video(LAYOUT, heard, clip),
+            [Task.AUDIO_TO_VIDEO, S.BOA_I, *a, S.EOA_I, S.SOURCE],
+            [S.BOV_O, *c, S.EOV_O, S.EOS],
+        ),
+    ]
+    for row, given, made in expected:
+        assert row.ids[: row.prefix].tolist() == [S.BOS, *given]
+        assert row.ids[row.prefix :].tolist() == made
+    tall = text_to_video(LAYOUT, video(2, 4, 2))
+    assert tall.ids[: tall.prefix].tolist() == [S.BOS, Task.GENERATE, S.SOURCE, S.RES], "only what is not square says so"
+
+
+def test_lengths_are_the_papers() -> None:
+    zeros = torch.zeros(5, 16, 16, dtype=torch.long)
+    row = text_to_video(PAPER, zeros, 64)
+    assert len(row.ids) - row.prefix == 1280 + 3
+    assert len(text_to_video(PAPER, torch.zeros(5, 28, 16, dtype=torch.long)).ids) == 2240 + 4 + 3
+    assert len(text_to_video(PAPER, torch.zeros(11, 16, 16, dtype=torch.long)).ids) == 2816 + 3 + 3
+    assert len(text_to_video(PAPER, zeros[:1]).ids) == 256 + 3 + 1
+    row = video_to_audio(PAPER, zeros, torch.zeros(4, 106, dtype=torch.long))
+    assert len(row.ids) - row.prefix == 424 + 3
+
+
+def test_choices_are_of_the_same_kind_and_level() -> None:
+    row = video_to_audio(LAYOUT, video(), sound(2))
+    at = LAYOUT.choices(row.ids)
+    assert at[0] == range(S.BOS, S.BOS + 1)
+    assert at[3] == LAYOUT.visual_range
+    assert at[row.prefix + 1 : -2] == [LAYOUT.audio_range(n) for n in (0, 0, 1, 1, 2, 2, 3, 3)]
+    assert at[-1] == range(S.EOS, S.EOS + 1)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: text_to_video(LAYOUT, video(), MAX_TEXT + 1), "at most 64 text tokens, got 65"),
+        (lambda: text_to_video(LAYOUT, video(), source=64), "64 sources"),
+        (lambda: frame_prediction(LAYOUT, video(), 3), "of 3 token frames 3"),
+        (lambda: image_to_video(LAYOUT, video(1)), "of 1 token frames 1"),
+        (lambda: painting(LAYOUT, video(2), video(3), outside=True), "in one size"),
+        (lambda: VideoPoetConfig(width=100), "16 heads need .* try 1024"),
+        (lambda: VideoPoetConfig(depth=0), "at least 1"),
+        (lambda: image_share(1.5), "in \\[0, 1\\]"),
+        (lambda: Mixture({"a": 0.0}), "one above 0"),
+        (lambda: Mixture({"a": -1.0, "b": 2.0}), "at least 0"),
+    ],
+)
+def test_what_does_not_fit_is_named(build: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build()  # type: ignore[operator]
+
+
+# Training mix
+
+
+def test_tasks_come_by_their_shares_and_images_come_first() -> None:
+    assert [image_share(p) for p in (0.0, 0.2499, 0.25, 1.0)] == [0.9, 0.9, 0.1, 0.1]
+    images, videos = Mixture({"t2i": 1.0}), Mixture({"t2v": 3.0, "never": 0.0, "fp": 1.0})
+    for progress, share in ((0.1, 0.9), (0.6, 0.1)):
+        drawn = [[draw_task(images, videos, progress, g) for _ in range(2000)] for g in map(torch.manual_seed, (4, 4))]
+        assert drawn[0] == drawn[1]
+        assert all((name == "t2i") == image for image, name in drawn[0])
+        assert sum(image for image, _ in drawn[0]) / 2000 == pytest.approx(share, abs=0.03)
+        names = [name for image, name in drawn[0] if not image]
+        assert "never" not in names
+        assert names.count("t2v") / len(names) == pytest.approx(0.75, abs=0.1)
+
+
+# Model
+
+
+def test_a_block_without_rotation_equals_torchs_encoder_layer() -> None:
+    torch.manual_seed(4)
+    reference = nn.TransformerEncoderLayer(32, 4, 128, 0.0, "gelu", EPS, batch_first=True, norm_first=True)
+    block = PrefixBlock(32, 4)
+    assert [p.shape for p in block.parameters()].count(torch.Size([32])) == 6
+    pairs = [
+        (block.attention_norm, reference.norm1),
+        (block.attention.out, reference.self_attn.out_proj),
+        (block.mlp_norm, reference.norm2),
+        (block.mlp.up, reference.linear1),
+        (block.mlp.down, reference.linear2),
+    ]
+    for p in reference.parameters():
+        p.data.add_(torch.randn_like(p) * 0.2)
+    for own, other in pairs:
+        own.weight.data.copy_(other.weight.data)
+        own.bias.data.copy_(other.bias.data)
+    block.attention.qkv.weight.data.copy_(reference.self_attn.in_proj_weight.data)
+    block.attention.qkv.bias.data.copy_(reference.self_attn.in_proj_bias.data)
+    x, mask = torch.randn(1, 5, 32), visible(torch.tensor([2]), torch.ones(1, 5, dtype=torch.bool), 5)
+    still = (torch.ones(1, 1, 5, 4), torch.zeros(1, 1, 5, 4))
+    expected = reference(x, src_mask=~mask[0, 0])
+    torch.testing.assert_close(block(x, still, mask, None), expected, atol=1e-5, rtol=0)
+
+
+def test_the_mask_is_two_way_in_the_prefix_and_causal_behind_it() -> None:
+    prefix, real = torch.tensor([3, 1]), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 1, 1]], dtype=torch.bool)
+    mask = visible(prefix, real, 5)
+    assert mask.shape == (2, 1, 5, 5)
+    for b in range(2):
+        for q in range(5):
+            for k in range(5):
+                both = q < prefix[b] and k < prefix[b]
+                assert bool(mask[b, 0, q, k]) == bool((both or k <= q) and real[b, k])
+    assert torch.equal(visible(prefix, real, 2), mask[:, :, 3:])
+
+
+@torch.no_grad()
+def test_every_token_of_the_prefix_reaches_all_and_none_of_the_output_the_past(model: VideoPoet) -> None:
+    row = frame_prediction(LAYOUT, video(2), 1, text=0)
+    ids, prefix = together([row])
+    base = model(ids, prefix)
+    for place in range(ids.shape[1]):
+        poisoned = ids.clone()
+        poisoned[0, place] = LAYOUT.size - 1
+        moved = (model(poisoned, prefix) - base).abs().amax(-1)[0] > 1e-4  # (L,)
+        assert moved.tolist() == [place < row.prefix or at >= place for at in range(len(moved))], place
+
+
+@torch.no_grad()
+def test_every_text_state_reaches_all_and_stands_in_its_own_place(model: VideoPoet) -> None:
+    ids, prefix, text = batch()
+    base = model(ids, prefix, text)
+    for place in range(4):
+        other = text.states.clone()
+        other[:, place] += 3.0
+        moved = (model(ids, prefix, Condition(other, text.mask)) - base).abs().amax(-1)  # (B, L)
+        assert bool((moved[0] > 1e-4).all())
+        seen = moved[1][ids[1] != S.TEXT].max() > 1e-4
+        assert bool(seen) == (place < 2), "what is masked is seen by none"
+    swapped = model(ids, prefix, Condition(text.states.flip(1), text.mask))
+    assert (swapped - base)[0].abs().max() > 1e-3, "text has an order"
+    assert (model(ids, prefix) - base).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_masked_text_and_padding_change_nothing(model: VideoPoet) -> None:
+    ids, prefix, text = batch()
+    base = model(ids, prefix, text)
+    short, place = together([text_to_video(LAYOUT, video(seed=1), 2)])
+    alone = model(short, place, Condition(text.states[1:, :2], text.mask[1:, :2]))
+    keep = torch.ones(ids.shape[1], dtype=torch.bool)
+    keep[5:7] = False  # <bos> <task> <bot_i> and two states stand before the masked two
+    torch.testing.assert_close(base[1:, keep], alone, atol=1e-5, rtol=1e-5)
+    rows = [text_to_video(LAYOUT, video(1)), text_to_video(LAYOUT, video(3))]
+    padded, prefixes = together(rows)
+    both = model(padded, prefixes)
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(both[i : i + 1, : len(row.ids)], model(*together([row])), atol=1e-5, rtol=1e-5)
+        assert padded[i, len(row.ids) :].eq(S.PAD).all()
+    torch.testing.assert_close(loss(both[:1], padded[:1], prefixes[:1]), loss(model(*together(rows[:1])), *together(rows[:1])))
+
+
+@torch.no_grad()
+def test_with_a_cache_it_says_the_same(model: VideoPoet) -> None:
+    ids, prefix, text = batch()
+    given = int(prefix[0])
+    whole, step, cache = model(ids, prefix, text), model.step(given, text), model.cache()
+    assert cache.real is None
+    read = 0
+    for end in (given, given + 1, given + 4, ids.shape[1]):
+        cached = step(ids[:, read:end], cache)
+        torch.testing.assert_close(cached, step(ids[:, :end], None), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(cached, whole[:, end - 1], atol=1e-5, rtol=1e-5)
+        read = end
+    assert cache.real is not None
+    assert cache.real.shape == ids.shape
+
+
+def test_the_loss_is_of_the_output_alone() -> None:
+    g = torch.Generator().manual_seed(2)
+    logits = torch.randn(2, 6, 9, generator=g, requires_grad=True)
+    ids, prefix = torch.randint(1, 9, (2, 6), generator=g), torch.tensor([2, 4])
+    ids[0, 5] = S.PAD
+    found = loss(logits, ids, prefix)
+    places = [(0, 2), (0, 3), (0, 4), (1, 4), (1, 5)]
+    expected = -sum(logits[b, t - 1].log_softmax(-1)[ids[b, t]] for b, t in places) / len(places)
+    torch.testing.assert_close(found, torch.as_tensor(expected))
+    found.backward()
+    assert logits.grad is not None
+    touched = logits.grad.abs().sum(-1) > 0
+    assert touched.nonzero().tolist() == [[b, t - 1] for b, t in places]
+    prefix_changed = ids.clone()
+    prefix_changed[:, :2] = 8
+    assert torch.equal(loss(logits, prefix_changed, prefix), found)
+    assert loss(logits[:, :2], ids[:, :2], prefix).item() == 0
+
+
+def test_a_new_model_knows_nothing_and_gradient_reaches_every_parameter() -> None:
+    torch.manual_seed(0)
+    model = VideoPoet(TINY)
+    ids, prefix, text = batch()
+    found = loss(model(ids, prefix, text), ids, prefix)
+    assert float(found.detach()) == pytest.approx(math.log(LAYOUT.size), abs=0.2)
+    found.backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.isfinite().all(), name
+        assert p.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_counts_agree_with_arithmetic(size: str) -> None:
+    config = SIZES[size]
+    D, n, V = config.width, config.depth, config.layout.size
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model = VideoPoet(config)
+        ids, prefix, text = example(config)
+        model(ids, prefix, text)
+    L = ids.shape[1]
+    assert L == 4 + 2 + 64 + 1280 + 3 - 1
+    blocks = n * (12 * D * D + 13 * D)
+    assert sum(p.numel() for p in model.parameters()) == blocks + V * D + config.text * D + D + 2 * D
+    macs = n * (12 * D * D * L + 2 * L * L * D) + V * D * L + 64 * config.text * D
+    assert counter.get_total_flops() == 2 * macs
+
+
+def test_the_stated_input_is_the_one_counted() -> None:
+    assert stated(SIZES["8B"]) == "64 text tokens, 5 x 16 x 16 video tokens (T, H, W), 266,496 ids"
+    ids, prefix, text = example(TINY, 2)
+    assert ids.shape == (2, 1352)
+    assert prefix.tolist() == [69, 69]
+    assert (ids == S.TEXT).sum().item() == 2 * text.states.shape[1] == 128
+    assert ids[:, 70:-2].min() >= LAYOUT.visual_range.start
+
+
+def test_saved_and_loaded(model: VideoPoet, tmp_path: Path) -> None:
+    save_module(tmp_path / "model.safetensors", model)
+    other = VideoPoet(TINY).eval()
+    load_module(tmp_path / "model.safetensors", other)
+    assert torch.equal(model(*batch()), other(*batch()))
+
+
+def test_built_on_meta_then_filled_equals_built_in_place() -> None:
+    with torch.device("meta"):
+        late: nn.Module = VideoPoet(TINY)
+    late = late.to_empty(device="cpu")
+    for p in late.parameters():
+        p.data.fill_(float("nan"))
+    torch.manual_seed(3)
+    late.init_weights()  # type: ignore[operator]
+    torch.manual_seed(3)
+    model = VideoPoet(TINY)
+    torch.manual_seed(3)
+    model.init_weights()
+    for (name, a), (_, b) in zip(late.named_parameters(), model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+# Super-resolution
+
+FINE = SuperResolutionConfig(32, 4, 1, ((1, 8, 2), (1, 2, 4), (2, 4, 2)), text=24, factor=6)
+
+
+def fine(config: SuperResolutionConfig = FINE) -> tuple[SuperResolution, Tensor, Tensor, Condition]:
+    """A model as after some training; codes (2, 2, 8, 4) of which a part is masked; coarse codes; text."""
+    g = torch.Generator().manual_seed(6)
+    torch.manual_seed(0)
+    model = SuperResolution(config)
+    for p in model.parameters():
+        p.data.add_(torch.randn_like(p) * 0.1)
+    codes, coarse = torch.randint(0, 36, (2, 2, 8, 4), generator=g), torch.randint(0, 36, (2, 2, 4, 2), generator=g)
+    codes[torch.rand(codes.shape, generator=g) < 0.5] = MASK
+    return model, codes, coarse, condition()
+
+
+def test_windows_are_cut_and_joined_again() -> None:
+    grid = torch.arange(2 * 2 * 4 * 6).view(2, 2, 4, 6, 1)
+    rows = to_windows(grid, (2, 2, 3))
+    assert rows.shape == (2 * 4, 12, 1)
+    assert torch.equal(rows[1].flatten(), grid[0, :, :2, 3:].flatten())
+    assert torch.equal(rows[4].flatten(), grid[1, :, :2, :3].flatten())
+    assert torch.equal(from_windows(rows, (2, 2, 3), grid.shape), grid)
+    with pytest.raises(UserError, match="does not divide"):
+        to_windows(grid, (1, 3, 3))
+
+
+@torch.no_grad()
+def test_a_layer_looks_within_its_window_and_three_look_everywhere() -> None:
+    model, codes, coarse, text = fine()
+    assert [block.window for block in model.blocks] == list(FINE.windows)
+    x, below = torch.randn(1, 2, 8, 4, 32), torch.randn(1, 2, 4, 2, 32)
+    keep, states, mask = torch.ones(1, dtype=torch.bool), torch.randn(1, 3, 32), torch.ones(1, 3, dtype=torch.bool)
+    for block, (t, h, w) in zip(model.blocks, FINE.windows, strict=True):
+        base = block(x, below, keep, states, mask)
+        moved = x.clone()
+        moved[0, 1, 5, 3] = torch.randn(32) * 3
+        inside = torch.zeros(2, 8, 4, dtype=torch.bool)
+        inside[1 // t * t : 1 // t * t + t, 5 // h * h : 5 // h * h + h, 3 // w * w : 3 // w * w + w] = True
+        assert torch.equal((block(moved, below, keep, states, mask) - base).abs().amax(-1)[0] > 1e-5, inside)
+        moved = below.clone()
+        moved[0, 1, 2, 1] = torch.randn(32) * 3  # stands for rows 4 and 5, columns 2 and 3
+        assert torch.equal((block(x, moved, keep, states, mask) - base).abs().amax(-1)[0] > 1e-5, inside)
+    other = codes.clone()
+    other[0, 1, 5, 3] = (codes[0, 1, 5, 3] + 1) % 36
+    moved = (model(other, coarse, text) - model(codes, coarse, text)).abs().amax((-1, -2))
+    assert (moved[0] > 1e-6).all()
+    assert moved[1].eq(0).all()
+
+
+@torch.no_grad()
+def test_what_is_hidden_is_not_read_and_singles_are_the_batch() -> None:
+    model, codes, coarse, text = fine()
+    keep = torch.tensor([True, False])
+    base = model(codes, coarse, text, keep)
+    assert base.shape == (2, 2, 8, 4, 2, 6)
+    moved = (model(codes, (coarse + 1) % 36, text, keep) - base).abs().amax((1, 2, 3, 4, 5))
+    assert moved[0] > 1e-3
+    assert moved[1] == 0
+    mute = Condition(text.states, torch.tensor([[True] * 4, [False] * 4]))
+    without = model(codes, coarse, mute)
+    moved = (model(codes, coarse, Condition(text.states.flip(2), mute.mask)) - without).abs().amax((1, 2, 3, 4, 5))
+    assert moved[0] > 1e-3
+    assert moved[1] == 0
+    for i in range(2):
+        alone = model(codes[i : i + 1], coarse[i : i + 1], text[i : i + 1], keep[i : i + 1])
+        torch.testing.assert_close(alone, base[i : i + 1], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_masked_is_unlike_any_code() -> None:
+    model, codes, coarse, text = fine()
+    base = model(codes, coarse, text)
+    at = tuple((codes[0] == MASK).nonzero()[0].tolist())
+    for code in range(36):
+        other = codes.clone()
+        other[(0, *at)] = code
+        assert (model(other, coarse, text) - base)[0].abs().max() > 1e-3
+
+
+def test_the_masked_loss_is_of_the_hidden_codes() -> None:
+    model, codes, coarse, text = fine()
+    hidden = codes == MASK
+    goals = torch.randint(0, 36, codes.shape, generator=torch.Generator().manual_seed(1))
+    logits = model(torch.where(hidden, codes, goals), coarse, text)
+    found = masked_loss(logits, goals, hidden)
+    said = logits.log_softmax(-1)
+    expected = -sum(
+        said[(*at, 0, int(goals[at]) % 6)] + said[(*at, 1, int(goals[at]) // 6)] for at in map(tuple, hidden.nonzero().tolist())
+    ) / (2 * int(hidden.sum()))
+    torch.testing.assert_close(found, torch.as_tensor(expected))
+    assert torch.equal(masked_loss(logits, torch.where(hidden, goals, 0), hidden), found)
+    found.backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_fit_their_grids(stage: str) -> None:
+    T, H, W = map(int, stage.split("x"))
+    with torch.device("meta"), torch.no_grad():
+        model = SuperResolution(SuperResolutionConfig(64, 4, 1, STAGES[stage]))
+        codes, coarse = torch.zeros(1, T, H, W, dtype=torch.long), torch.zeros(1, T, H // 2, W // 2, dtype=torch.long)
+        text = Condition(torch.zeros(1, 64, 2048), torch.ones(1, 64, dtype=torch.bool))
+        assert model(codes, coarse, text).shape == (1, T, H, W, 2, 512)
+    assert all(H % h == 0 and W % w == 0 and T % t == 0 for t, h, w in STAGES[stage])
+    assert (STAGES[stage][0][1], STAGES[stage][1][2], STAGES[stage][2][0]) == (H, W, T), "each is whole along its axis"
+
+
+def test_super_resolution_names_what_does_not_fit() -> None:
+    model, codes, coarse, text = fine()
+    with pytest.raises(UserError, match="half the height"):
+        model(codes, coarse[:, :, :2], text)
+    for wrong, message in (
+        ({"width": 24}, "multiple of 16"),
+        ({"depth": 0}, "at least 1"),
+        ({"windows": ((1, 2, 2),) * 2}, "three windows"),
+        ({"windows": ((1, 3, 2),) * 3}, "even height"),
+    ):
+        with pytest.raises(UserError, match=message):
+            SuperResolutionConfig(**{**vars(FINE), **wrong})
