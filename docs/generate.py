@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tubelet.catalogue import MODELS, count
 from tubelet.cli import VERBS
 from tubelet.codecs import CODECS, build_codec
 from tubelet.core.files import whole_file
 from tubelet.diffusion.solvers import SOLVERS
 from tubelet.evaluate.laws import LAWS
-from tubelet.models import MODELS, count
 from tubelet.recipes import RECIPES
 from tubelet.recipes.events import markdown
 from tubelet.text import TEXT_ENCODERS

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tubelet.catalogue import MODELS, count
 from tubelet.core.types import Condition
 from tubelet.core.weights import load_module, save_module
-from tubelet.models import MODELS, count
 
 # Sizes that differ only in width and depth are one tiny model: each is tried once.
 TINY: dict[tuple[Any, Any], str] = {}

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tubelet.catalogue import MODELS
 from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
 from tubelet.core.weights import load_module, save_module
-from tubelet.models import MODELS
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.nn.blocks import SpacetimeBlock
 from tubelet.nn.patch import patch_positions, token_grid

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tubelet import __version__
-from tubelet.models import MODELS
+from tubelet.catalogue import MODELS
 from tubelet.worlds import WORLDS
 
 

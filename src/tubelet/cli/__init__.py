@@ -152,7 +152,7 @@ class Models:
     """Print JSON."""
 
     def __call__(self) -> None:
-        from tubelet.models import MODELS, count, find
+        from tubelet.catalogue import MODELS, count, find
 
         stated = {name: entry.stated(entry.config) for name, entry in MODELS.items()}
         if not self.name:

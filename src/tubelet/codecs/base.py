@@ -81,6 +81,10 @@ class Codec(nn.Module, ABC):
         """Pixels `(B, 3, T, H, W)` from standardised latents, not clipped."""
         return self.decode_raw(self._restore(latents))
 
+    def forward(self, pixels: Tensor) -> Tensor:
+        """There and back, `(B, 3, T, H, W)`."""
+        return self.decode_raw(self.encode_raw(pixels))
+
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Encode a clip that arrives in pieces, exactly as if it were whole.
 

@@ -154,10 +154,6 @@ class ImageKL(Codec):
         posterior = self.posterior(pixels)
         return self.decode_raw(posterior.sample(rng)), posterior
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """There and back, `(B, 3, T, H, W)`."""
-        return self.decode_raw(self.encode_raw(pixels))
-
     def _posterior(self, pixels: Tensor) -> Posterior:
         x = self.encoder_in(fold_frames(pixels.to(self.encoder_in.weight.dtype)))  # (B*T, width, H, W)
         for level in self.encoder_levels:

@@ -34,7 +34,8 @@ class MAGVIT2Config:
     `channels` of the latent are the bits of a token when `quantized`. Level i has `width * multipliers[i]` channels and
     `residuals` blocks in the encoder and in the decoder, and so has the middle; behind every level but the last space is
     halved, and time where `halve_time` says so. A norm has `groups` of channels. With `temporal_kernel` 1 and time never halved
-    it is the tokenizer of images that a video's is inflated from (`inflate`).
+    it is the tokenizer of images that a video's is inflated from (`inflate`). `size` is the clip (frames, height, width) that
+    is counted; any that divides passes.
     """
 
     channels: int = 18
@@ -45,6 +46,7 @@ class MAGVIT2Config:
     halve_time: tuple[bool, ...] = (False, True, True)
     temporal_kernel: int = 3
     groups: int = 32
+    size: tuple[int, int, int] = (17, 128, 128)
 
     def __post_init__(self) -> None:
         if min(self.channels, self.width, self.residuals, self.temporal_kernel, self.groups, *self.multipliers, 1) < 1:
@@ -323,18 +325,19 @@ def moved(anchors: Tensor, real: Tensor, fake: Tensor, decay: float = 0.999) -> 
 
 def tiny(config: MAGVIT2Config) -> MAGVIT2Config:
     """A config of the same shape, small enough for tests."""
-    return replace(config, channels=6, width=8, residuals=1, groups=4)
+    return replace(config, channels=6, width=8, residuals=1, groups=4, size=(5, 32, 32))
 
 
-def example(config: MAGVIT2Config, batch: int = 1) -> Tensor:
-    """Random pixels at the size that is counted."""
-    return torch.rand(batch, 3, 17, 128, 128) * 2 - 1
+def example(config: MAGVIT2Config, batch: int = 1) -> tuple[Tensor]:
+    """Random inputs for `forward`: pixels at the size that is counted."""
+    return (torch.rand(batch, 3, *config.size) * 2 - 1,)
 
 
 def stated(config: MAGVIT2Config) -> str:
     """The input that `example` makes, in words."""
-    T, H, W = config.strides.latent_shape(17, 128, 128)
-    return f"17 x 128 x 128 pixels (T, H, W) to {T} x {H} x {W} tokens of {config.channels} bits and back"
+    T, H, W = config.strides.latent_shape(*config.size)
+    what = f"tokens of {config.channels} bits" if config.quantized else f"cells of {config.channels} numbers"
+    return " x ".join(map(str, config.size)) + f" pixels (T, H, W) to {T} x {H} x {W} {what} and back"
 
 
 # The tokenizer of 2^18 words, and W.A.L.T's: the same convolutions around eight real channels (Gupta et al. 2023, section 3.1).

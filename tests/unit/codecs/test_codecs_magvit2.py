@@ -75,7 +75,7 @@ def residuals(a: int, b: int, n: int, cells: int) -> tuple[int, int]:
 def test_counts_are_those_of_the_stated_shape() -> None:
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         codec = MAGVIT2(SIZES["MAGVIT2"])
-        z = codec.encode(example(codec.config))
+        z = codec.encode(*example(codec.config))
         assert codec.decode(z).shape == (1, 3, 17, 128, 128)
     assert z.shape == (1, 18, 5, 16, 16)
     w, cells = [128, 256, 256, 512], [17 * 128**2, 17 * 64**2, 9 * 32**2, 5 * 16**2]

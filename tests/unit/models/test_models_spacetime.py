@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tubelet.catalogue import MODELS, count, find
 from tubelet.core.config import from_dict, to_dict
 from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
-from tubelet.models import MODELS, count, find
 from tubelet.models.spacetime import COUNTED, PLACE_FEATURES, SIZES, Spacetime, SpacetimeConfig, place_features
 
 
