@@ -71,17 +71,18 @@ class Shot:
 @dataclass(frozen=True)
 class Rolling:
     """How a film longer than the network sees at once is made: latent frames seen together (`window`, 0: as many as the system
-    was trained on), how many known ones each window looks back on at least (`overlap`), the noise level at which it is shown
-    those that were made (`haze`), and how far before it the film's first frame stays in sight (`sink`, 0: not)."""
+    was trained on), how many known ones each window looks back on at least (`overlap`, 0: a third of the window), the noise
+    level at which it is shown those that were made (`haze`), and how far before it the film's first frame stays in sight
+    (`sink`, 0: not)."""
 
     window: int = 0
-    overlap: int = 2
+    overlap: int = 0
     haze: float = 0.0
     sink: int = 0
 
     def __post_init__(self) -> None:
-        if self.window < 0 or self.overlap < 1 or self.sink < 0 or not 0 <= self.haze < 1:
-            raise UserError("rolling needs a window and a sink from 0, an overlap from 1 and a haze in [0, 1); correct it")
+        if self.window < 0 or self.overlap < 0 or self.sink < 0 or not 0 <= self.haze < 1:
+            raise UserError("rolling needs a window and a sink from 0, an overlap from 0 and a haze in [0, 1); correct it")
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,7 @@ class System:
         parts = parts or [(0, torch.empty(1, shape[0], 0, *shape[2:], device=self.device))]
         timeline = place(parts, shape[1])
         window = rolling.window or self._cell(self.config.frames - 1) + 1
-        windows = plan(timeline.known, spans, window, rolling.overlap, rolling.sink)
+        windows = plan(timeline.known, spans, window, rolling.overlap or max(1, window // 3), rolling.sink)
         timings = {"text": 0.0, "denoise": 0.0, "decode": 0.0}
         latents = roll(
             self.engine, texts, seed, timeline, windows, sampling, haze=rolling.haze, progress=progress, timings=timings
