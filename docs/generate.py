@@ -22,7 +22,6 @@ from tubelet.core.files import whole_file
 from tubelet.diffusion.solvers import SOLVERS
 from tubelet.evaluate.laws import LAWS
 from tubelet.recipes import RECIPES
-from tubelet.recipes.events import markdown
 from tubelet.text import TEXT_ENCODERS
 from tubelet.worlds import WORLDS
 from tubelet.worlds.violate import VIOLATIONS
@@ -136,7 +135,7 @@ def readme() -> str:
 
 
 def tasks() -> str:
-    """docs/tasks.md with its tables as docs/worlds-64-tasks.json has them; the rest is written by hand."""
+    """docs/gallery/tasks.md with its tables as docs/worlds-64-tasks.json has them; the rest is written by hand."""
     figures = json.loads((HERE / "worlds-64-tasks.json").read_text(encoding="utf-8"))
 
     def cell(*names: str) -> str:
@@ -187,13 +186,7 @@ def tasks() -> str:
         "long": table(("window", "one of each: film / truth", "strays: film / truth"), long),
         "sizes": table(("size or frames", "caption: film / truth"), sizes),
     }
-    return filled("tasks.md", parts)
-
-
-def lineage() -> str:
-    """docs/lineage.md with its table as docs/events.json has it; the rest is written by hand."""
-    results = json.loads((HERE / "events.json").read_text(encoding="utf-8"))
-    return filled("lineage.md", {"events": markdown(results).rstrip()})
+    return filled("gallery/tasks.md", parts)
 
 
 def filled(page: str, parts: dict[str, str]) -> str:
@@ -206,7 +199,7 @@ def filled(page: str, parts: dict[str, str]) -> str:
     return text
 
 
-PAGES = {"cli.md": cli, "catalogue.md": catalogue, "../README.md": readme, "tasks.md": tasks, "lineage.md": lineage}
+PAGES = {"cli.md": cli, "catalogue.md": catalogue, "../README.md": readme, "gallery/tasks.md": tasks}
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -89,8 +89,8 @@ class WALTBlock(nn.Module):
     def __init__(self, config: WALTConfig, window: Grid, rank: int) -> None:
         super().__init__()
         D, N = config.width, config.heads
-        self.lora_down = nn.Parameter(torch.empty(rank, D)) if rank else None
-        self.lora_up = nn.Parameter(torch.empty(6 * D, rank)) if rank else None
+        self.lora_down = nn.Parameter(torch.zeros(rank, D)) if rank else None
+        self.lora_up = nn.Parameter(torch.zeros(6 * D, rank)) if rank else None
         self.attention_norm = nn.LayerNorm(D, eps=1e-6, elementwise_affine=False)
         self.attention = WindowAttention(D, N, window)
         self.cross_norm = nn.LayerNorm(D, eps=1e-6) if config.text_width else None

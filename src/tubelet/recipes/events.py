@@ -2,8 +2,8 @@
 
 Paper: ViViT (Arnab et al. 2021), tables 2 and 3; with C3D (2015), TimeSformer (2021), VTN (2021) and NaViT (2023).
 Command: tubelet train events
-Cost: see docs/log.md; `--set models=[...]` chooses.
-Score: table.json and table.md in the run's folder; docs/lineage.md has the shipped run's.
+Cost: not measured, it has not been run yet; `--set models=[...]` chooses.
+Score: none yet; a run leaves table.json and table.md in its folder.
 
 All see the same clips of 64 x 64 pixels for the same number of steps, with the same optimiser; they differ in the room alone.
 Accuracy is on test seeds and on held-out compositions (colour and shape, size and event), which no training clip shows.

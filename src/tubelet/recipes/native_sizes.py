@@ -2,8 +2,8 @@
 
 Paper: the Sora report (Brooks et al. 2024), "Sampling flexibility" and "Improved framing and composition".
 Command: tubelet train native-sizes
-Cost: see docs/log.md.
-Score: table.json and table.md in the run's folder; docs/tasks.md has the shipped run's.
+Cost: not measured, it has not been run yet.
+Score: none yet; a run leaves table.json, table.md and a sheet for each of the two in its folder.
 
 Both go on from one system, on the same episodes, captions, steps and tokens a step; one sees each episode whole, the other the
 square in its middle. Both are then asked for every aspect, trained or not.
