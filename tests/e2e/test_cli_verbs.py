@@ -13,6 +13,8 @@ from PIL import Image
 
 from tubelet import __version__
 from tubelet.catalogue import MODELS
+from tubelet.cli import VERBS
+from tubelet.recipes import RECIPES
 from tubelet.worlds import WORLDS
 
 
@@ -89,7 +91,7 @@ def test_evaluate_prints_one_flat_object(tubelet, refused, tiny: Path, tmp_path:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("nope",), "there is no recipe 'nope'; choose one of codec-table, smoke, worlds-64"),
+        (("nope",), f"there is no recipe 'nope'; choose one of {', '.join(RECIPES)}"),
         ((), "RECIPE is missing"),
         (("smoke", "--set", "denoise.stepz=1"), "recipe smoke denoise has no setting 'stepz'; choose one of steps"),
         (("smoke", "--set", "nothing=1"), "has no setting 'nothing'"),
@@ -111,7 +113,7 @@ def test_a_wrong_recipe_is_one_sentence(
 
 
 def test_unknown_verbs_and_options_are_one_sentence(refused, tubelet) -> None:
-    assert "{generate, edit, train, evaluate, worlds, models}; see tubelet --help" in refused()
+    assert f"{{{', '.join(VERBS)}}}; see tubelet --help" in refused()
     assert "foo; see tubelet --help" in refused("foo")
     for verb in ("generate", "evaluate", "worlds", "models"):
         said = refused(verb, "--nothing")
