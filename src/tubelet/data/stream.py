@@ -252,7 +252,7 @@ class BucketStream:
 
     A batch of one shape holds at most `count` items (of `draw`) and at most `budget` tokens, always at least one item. What an
     epoch leaves over comes as smaller batches; an epoch's batches are shuffled. Resumes at a batch, so `count` and `budget` are
-    part of the state.
+    part of the state. All captions of a batch are of one kind, drawn per batch.
     """
 
     def __init__(
@@ -290,10 +290,11 @@ class BucketStream:
         self.count = count
         batches = self.plan(self.epoch, count)
         draws = [Draw(self.epoch, index) for index in batches[self.batch][self.rank :: self.world]]
+        choice = self.choice.of_batch(self.epoch * len(batches) + self.batch)
         self.batch += 1
         if self.batch == len(batches):
             self.epoch, self.batch = self.epoch + 1, 0
-        return gather(self.dataset, draws, self.choice)
+        return gather(self.dataset, draws, choice)
 
     def state(self) -> State:
         return {

@@ -144,6 +144,7 @@ def flow_loss(
     weight: Tensor | None = None,
     mask: Tensor | None = None,
     haze: Tensor | None = None,
+    tokens: int | None = None,
     prediction: Prediction = "skip",
     floor: float = 0.05,
 ) -> dict[str, Tensor]:
@@ -158,6 +159,7 @@ def flow_loss(
             the batch. An axis may be 1.
         mask: `(B, T)` or `(B, T, H, W)` of 0 and 1: cells at 0 are known. They are shown clean, or at their sample's level in
             `haze (B,)` where that is below its sigma, and their error does not count. At least one cell must be unknown.
+        tokens: how many each sample has, for a shift by their count.
         prediction: what the network's output stands for; the loss is the same quantity for all, so runs compare.
         floor: the least sigma that divides, so that "x" does not explode near the data (Li & He 2025 use .05).
 
@@ -178,7 +180,7 @@ def flow_loss(
         )
     sampling = sampling or SigmaSampling()
     x = x.float()
-    sigma = sample_sigma((B, T) if sampling.per_frame else B, rng, sampling).to(x.device)  # (B, T) or (B,)
+    sigma = sample_sigma((B, T) if sampling.per_frame else B, rng, sampling, tokens).to(x.device)  # (B, T) or (B,)
     n = torch.randn(x.shape, generator=rng, device=rng.device).to(x.device)
     wide = spread(sigma, x)  # (B, 1, T or 1, 1, 1)
     unknown = None if mask is None else spread(mask.to(x), x)  # (B, 1, T, H or 1, W or 1)

@@ -21,7 +21,7 @@ from tubelet.core.errors import UserError
 from tubelet.core.types import Strides
 from tubelet.diffusion.guidance import guided
 from tubelet.diffusion.objectives import Prediction, denoiser
-from tubelet.diffusion.paths import RECTIFIED_FLOW, uniform_sigmas
+from tubelet.diffusion.paths import RECTIFIED_FLOW, shift_of_tokens, uniform_sigmas
 from tubelet.diffusion.solvers import SOLVERS
 from tubelet.nn.patch import patch_positions, token_grid
 from tubelet.tasks.given import Given, conditioned
@@ -53,6 +53,8 @@ class Sampling:
     interval: tuple[float, float] = (0.0, 1.0)
     solver: str = "dpmpp_2m"
     shift: float = 1.0
+    tokens: int = 0
+    """The shift holds for clips of so many tokens and grows with the root of their count; 0: it is the same for all."""
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -218,7 +220,8 @@ class Engine:
         denoise = guided(
             denoiser(network, self.prediction, RECTIFIED_FLOW), condition, null, sampling.guidance, sampling.interval
         )
-        sigmas = uniform_sigmas(sampling.steps, sampling.shift)
+        tokens = math.prod(token_grid((shape[1], shape[2], shape[3]), self.patch))
+        sigmas = uniform_sigmas(sampling.steps, shift_of_tokens(sampling.shift, tokens, sampling.tokens))
         if loop:
             denoise = cyclic(denoise, shape[1], [torch.Generator("cpu").manual_seed(request.seed) for request in requests])
         if given is not None:

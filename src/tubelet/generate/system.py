@@ -469,7 +469,7 @@ def regenerate(settings: Mapping[str, Any], system: System | None = None, *, pro
         )
     if str(system.dtype) != f"torch.{wanted.dtype}":
         raise UserError(f"the film was computed in {wanted.dtype}, this system in {system.dtype}; load it with that dtype")
-    sampling = Sampling(wanted.steps, wanted.guidance, wanted.interval, wanted.solver, wanted.shift)
+    sampling = Sampling(wanted.steps, wanted.guidance, wanted.interval, wanted.solver, wanted.shift, wanted.tokens)
     if wanted.task == "film":
         shots = [Shot(prompt, frames) for prompt, _, frames in wanted.shots]
         texts = [text for _, text, _ in wanted.shots]
@@ -494,6 +494,7 @@ class _Recorded:
     system: str
     digest: str
     dtype: str
+    tokens: int = 0
     loop: bool = False
     task: str = "text"
     shots: tuple[tuple[str, str, int], ...] = ()

@@ -22,6 +22,7 @@ RECIPES: dict[str, str] = {
     "scaling": "tubelet.recipes.scaling",
     "smoke": "tubelet.recipes.smoke",
     "worlds-64": "tubelet.recipes.worlds_64",
+    "worlds-64-sizes": "tubelet.recipes.worlds_64_sizes",
     "worlds-64-tasks": "tubelet.recipes.worlds_64_tasks",
 }
 """Name -> module with `recipe() -> config`, whose config has `.run(folder)`. Imported when asked for."""

@@ -32,7 +32,7 @@ from tubelet.core.weights import load_module, save_module
 from tubelet.data.schema import Record
 from tubelet.data.shards import ShardDataset, ShardWriter
 from tubelet.data.states import CachedTextEncoder, cache_states
-from tubelet.data.stream import CaptionChoice, PackStream, Stream, TensorSource
+from tubelet.data.stream import BucketStream, CaptionChoice, PackStream, Stream, TensorSource
 from tubelet.diffusion.objectives import Prediction
 from tubelet.diffusion.paths import SigmaSampling
 from tubelet.generate.engine import Engine, Request, Sampling
@@ -50,6 +50,9 @@ from tubelet.text.own import OwnTextConfig, OwnTextEncoder
 from tubelet.train.loop import TrainConfig, load_average, train
 from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective
 from tubelet.worlds import WORLDS, foreground
+from tubelet.worlds.constants import KINDS, PERSIST2D_KINDS
+
+Latents = TensorSource | PackStream | BucketStream
 
 PROMPTS = (
     "A large red ball bounces once.",
@@ -74,12 +77,14 @@ class Clips:
     denoiser: int = 24_000
     """Clips kept as latents, for the denoiser."""
     persist: float = 0.22
-    """Share of persist2d; the rest is phys2d."""
+    """Share of persist2d; the rest is phys2d, and each world draws its kinds evenly."""
+    kinds: dict[str, float] = field(default_factory=dict)
+    """Proportions of kinds among the denoiser's clips, of both worlds, in place of `persist`: what is hard is shown oftener."""
     size: tuple[int, int] = (64, 64)
     frames: int = 17
     fps: float = 8.0
     sizes: tuple[tuple[int, int], ...] = ()
-    """Sizes (height, width) that the denoiser's clips take in turn, in place of `size`. They are trained on in packs."""
+    """Sizes (height, width) that the denoiser's clips take in turn, in place of `size`; one named twice comes twice as often."""
     lengths: tuple[int, ...] = ()
     """Frames that they take in turn, in place of `frames`."""
     square: bool = False
@@ -87,7 +92,7 @@ class Clips:
 
     @property
     def mixed(self) -> bool:
-        """Whether the denoiser's clips differ in size, so that they are packed."""
+        """Whether the denoiser's clips differ in size, so that they are packed or come in buckets."""
         return bool(self.sizes or self.lengths)
 
 
@@ -126,8 +131,11 @@ class WorldsRecipe:
     """Tasks that the training on whole films mixes in, as `TextToVideoObjective.masks`."""
     haze: float = 0.0
     foreground: float = 4.0
+    grouping: Literal["packs", "buckets"] = "packs"
+    """How clips that differ in size share a step: `packs` of any sizes, of which a batch is a number, or `buckets`, of which a
+    step sees one size, at most a batch of clips and one budget of tokens. Buckets can be compiled."""
     budget: int = 4096
-    """Tokens of a pack, where clips differ in size; a batch is then a number of packs."""
+    """Tokens of a pack or of a step on a bucket, where clips differ in size."""
     sampling: Sampling = field(default_factory=Sampling)
     workers: int = 2
     """Processes that render."""
@@ -177,8 +185,18 @@ class WorldsRecipe:
         for size in (self.clips.size, *self.clips.sizes):
             for frames in (self.clips.frames, *self.clips.lengths):
                 whole.latent_shape(frames, *size)
-        if self.clips.mixed and (self.denoise.compile or (self.sketch is not None and self.sketch.compile)):
-            raise UserError("packs of clips of any size differ in length at every step; set denoise.compile=false")
+        packed = self.clips.mixed and self.grouping == "packs"
+        if packed and (self.denoise.compile or (self.sketch is not None and self.sketch.compile)):
+            raise UserError(
+                "packs of clips of any size differ in length at every step; set denoise.compile=false or grouping=buckets"
+            )
+        if self.grouping not in ("packs", "buckets"):
+            raise UserError(f"grouping must be packs or buckets, got {self.grouping!r}; choose one of them")
+        unknown = sorted(set(self.clips.kinds) - set(KINDS))
+        if unknown:
+            raise UserError(f"there is no kind {unknown[0]!r} of clips; choose from {', '.join(KINDS)}")
+        if self.clips.kinds and not (min(self.clips.kinds.values()) >= 0 and sum(self.clips.kinds.values()) > 0):
+            raise UserError("proportions of clips.kinds must be at least 0 and not all 0; correct them")
         CaptionChoice(self.captions, self.denoise.seed)
         if self.start is not None:
             self._check_start(self.start)
@@ -200,7 +218,9 @@ class WorldsRecipe:
         if not path.exists():
             write_json(path, settings)
         # Lengths and rates of the denoiser's training may change between calls; what the data and networks are may not.
-        fixed = ("clips", "codec", "causal_conv", "transformer", "denoiser", "text", "text_encoder", "prediction", "start")
+        fixed = (
+            "clips", "codec", "causal_conv", "transformer", "denoiser", "text", "text_encoder", "prediction", "start", "grouping",
+        )  # fmt: skip
         changed = [name for name in fixed if read_json(path).get(name) != settings[name]]
         if changed:
             raise UserError(
@@ -330,10 +350,13 @@ class WorldsRecipe:
             training={"recipe": self.name, "steps": steps, "batch": self.denoise.batch, "clips": self.clips.denoiser},
         )
 
-    def _latents(self, folder: Path, seed: int) -> TensorSource | PackStream:
+    def _latents(self, folder: Path, seed: int) -> Latents:
         dataset = ShardDataset(folder / "latents")
         if self.clips.mixed:
-            grids = [token_grid((t, h, w), self.denoiser.patch) for _, t, h, w in dataset.shapes("latent")]
+            shapes = dataset.shapes("latent")
+            grids = [token_grid((t, h, w), self.denoiser.patch) for _, t, h, w in shapes]
+            if self.grouping == "buckets":
+                return BucketStream(dataset, grids, seed, budget=self.budget, proportions=self.captions)
             tokens = [t * h * w for t, h, w in grids]
             return PackStream(dataset, tokens, self.budget, seed, proportions=self.captions)
         return TensorSource.load(dataset, ("latent", "foreground"), seed=seed, proportions=self.captions)
@@ -357,7 +380,7 @@ class WorldsRecipe:
         load_module(polished if polished.exists() else folder / "codec.safetensors", codec)
         return codec.eval()
 
-    def build_model(self, folder: Path, source: TensorSource | PackStream | None = None) -> TextToVideo:
+    def build_model(self, folder: Path, source: Latents | None = None) -> TextToVideo:
         """Denoiser and text encoder, untrained; the tokenizer is learned from the captions once and kept, and so are the states
         of a frozen encoder."""
         if self.text_encoder != "own":
@@ -388,9 +411,25 @@ class WorldsRecipe:
         sizes, lengths = self.clips.sizes or (self.clips.size,), self.clips.lengths or (self.clips.frames,)
         forms = list(itertools.product(sizes, lengths))
         jobs = self._jobs(DENOISER_SEED, self.clips.denoiser, self.clips.frames, self.clips.fps)
-        # Every hundred clips the turns shift by one, so that both worlds come in every form.
+        if self.clips.kinds:
+            kinds = in_turn(self.clips.kinds)
+            jobs = [
+                replace(job, world="persist2d" if kind in PERSIST2D_KINDS else "phys2d", kind=kind)
+                for job, kind in zip(jobs, itertools.cycle(kinds), strict=False)
+            ]
+        # Every hundred clips the turns shift by one, so that every kind comes in every form.
         turns = [forms[(i + i // 100) % len(forms)] for i in range(len(jobs))]
         return [replace(job, size=size, frames=frames) for job, (size, frames) in zip(jobs, turns, strict=True)]
+
+
+def in_turn(shares: Mapping[str, float], count: int = 100) -> list[str]:
+    """`count` names in their proportions, each as evenly spread as it can be."""
+    whole, given, names = sum(shares.values()), dict.fromkeys(shares, 0), []
+    for place in range(1, count + 1):
+        name = max(shares, key=lambda one: shares[one] / whole * place - given[one])
+        given[name] += 1
+        names.append(name)
+    return names
 
 
 CODEC_SEED, DENOISER_SEED = 1_000_000_000, 0
@@ -448,7 +487,7 @@ def _groups(items: Iterator[Rendered], size: int) -> Iterator[list[Rendered]]:
     yield from waiting.values()
 
 
-def _captions(source: TensorSource | PackStream) -> Iterator[Sequence[Mapping[str, str]]]:
+def _captions(source: Latents) -> Iterator[Sequence[Mapping[str, str]]]:
     """The captions of every clip."""
     if isinstance(source, TensorSource):
         assert source.captions is not None, "the clips have no captions"

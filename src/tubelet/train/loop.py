@@ -474,6 +474,8 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 def _compiled(model: nn.Module) -> nn.Module:
     """Compile the modules of every `.blocks` in place, or the whole model; names in `state_dict` stay."""
+    # Sizes, lengths and ways of masking make more graphs than the default of 8, after which compilation is given up.
+    torch._dynamo.config.recompile_limit = 64
     lists = [module.blocks for module in model.modules() if isinstance(getattr(module, "blocks", None), nn.ModuleList)]
     for blocks in lists:
         for block in blocks:  # type: ignore[union-attr]

@@ -154,6 +154,7 @@ class TextToVideoObjective:
         if self.masks and latents.shape[2] > 1:
             masked = self._masked(latents, model.patch, rng)
         share = foreground[:, None].float() / 255  # (B, 1, T, h, w)
+        t, h, w = token_grid((latents.shape[2], latents.shape[3], latents.shape[4]), model.patch)
         condition = model.read(captions, self.split, random.Random(int(draws[0] * 2**32)), latents.device)
         return flow_loss(
             network,
@@ -162,6 +163,7 @@ class TextToVideoObjective:
             rng,
             sampling=self.sampling,
             weight=1 + (self.foreground - 1) * share,
+            tokens=t * h * w,
             prediction=self.prediction,
             **masked,
         )

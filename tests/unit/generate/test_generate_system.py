@@ -122,6 +122,7 @@ def test_generate_uses_the_defaults_and_says_all(system: System) -> None:
         "interval": [0.0, 1.0],
         "solver": "dpmpp_2m",
         "shift": 1.0,
+        "tokens": 0,
         "system": "tiny",
         "digest": system.digest,
         "dtype": "float32",

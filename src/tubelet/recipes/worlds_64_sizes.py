@@ -1,0 +1,49 @@
+"""worlds-64-sizes: the last part of the shipped system's training. Clips of four sizes, and oftener what is hard.
+
+Paper: the Sora report (2024), "Sampling flexibility": one model trained on clips of their own sizes.
+Command: tubelet train worlds-64-sizes
+Cost: see docs/log.md, 2026-11-25, after worlds-64-tasks.
+Score: the tables of the README and of docs/gallery/tasks.md.
+
+One object on its own is learned by then, several are not: tables, collisions and paintings make up two thirds of the clips.
+Half of the clips are square and small; a step sees clips of one size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tubelet.diffusion.paths import SigmaSampling
+from tubelet.recipes import worlds_64_tasks
+from tubelet.recipes.worlds import Clips, WorldsRecipe
+
+KINDS = {
+    "billiard": 0.28,
+    "collision": 0.19,
+    "paint": 0.19,
+    "slide": 0.05,
+    "fall": 0.07,
+    "bounce": 0.06,
+    "parabola": 0.06,
+    "occlude": 0.05,
+    "eat": 0.05,
+}
+
+
+def recipe() -> WorldsRecipe:
+    """Goes on from where `tubelet train worlds-64-tasks` leaves its system."""
+    second = worlds_64_tasks.recipe()
+    return replace(
+        second,
+        start="runs/worlds-64-tasks/system",
+        clips=Clips(
+            denoiser=36_000,
+            kinds=KINDS,
+            sizes=((64, 64), (64, 112), (64, 64), (112, 64), (64, 64), (96, 96)),
+        ),
+        masks=second.masks | {"box": 1.0},
+        grouping="buckets",
+        budget=8704,
+        sigma=SigmaSampling(shift=3.0, tokens=272),
+        denoise=replace(second.denoise, steps=3800),
+    )
