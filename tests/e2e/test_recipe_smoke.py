@@ -153,6 +153,16 @@ def test_a_sketch_comes_first_where_a_recipe_asks_for_it(road: Path, before_deno
     assert hashes(before_denoiser / "system") != hashes(road / "system")
 
 
+def test_clips_of_any_size_are_trained_on_in_buckets(road: Path, tmp_path: Path) -> None:
+    more = (f"--set=start={road / 'system'}", "--set=grouping=buckets", "--set=budget=64", "--set=denoise.batch=8")
+    assert train(tmp_path, *more, "--set=clips.sizes=[[32,32],[32,48]]", '--set=clips.kinds={"billiard":3,"eat":1}') == 0
+    latents = ShardDataset(tmp_path / "latents")
+    assert {shape[2:] for shape in latents.shapes("latent")} == {(4, 4), (4, 6)}
+    worlds = [latents.facts(index)["world"] for index in range(len(latents))]
+    assert worlds.count("persist2d") == len(latents) // 4
+    assert load(tmp_path / "system").config.size == (32, 32)
+
+
 def test_clips_of_any_size_are_trained_on_in_packs(road: Path, tmp_path: Path, refused: Callable) -> None:
     more = (f"--set=start={road / 'system'}", "--set=budget=64", "--set=clips.lengths=[1,5]", "--set=denoise.batch=2")
     sizes = {

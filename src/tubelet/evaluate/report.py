@@ -1,6 +1,7 @@
 """One flat object of name -> number for a whole system: captions, laws and codec, each beside what truth and untruth score.
 
-Names are `caption/FACET/SPLIT`, `law/LAW/SPLIT` and `codec/...`; SPLIT is `in` (test seeds of the training distribution) or
+Names are `caption/FACET/SPLIT`, `kind/KIND/SPLIT` (every facet of a clip right), `law/LAW/SPLIT` and `codec/...`;
+SPLIT is `in` (test seeds of the training distribution) or
 `held_out` (compositions that training never shows). Beside each name stand
 
 - `/floor`: the simulated truth itself, `/ceiling`: the truth after the system's codec;
@@ -136,17 +137,21 @@ def law_card(clips: Sequence[np.ndarray], wanted: Sequence[Scene], fps: float = 
 
 
 class Tally:
-    """Counts of judged clips, by facet and by law."""
+    """Counts of judged clips, by facet, by kind and by law."""
 
     def __init__(self) -> None:
+        self.kinds: dict[str, list[bool]] = defaultdict(list)
         self.facets: dict[str, list[bool]] = defaultdict(list)
         self.verdicts: dict[str, list[Verdict]] = defaultdict(list)
 
     def add(self, reading: Reading, wanted: Scene, laws: Sequence[str], caption: bool = True) -> None:
         """Judge one clip by those of `laws` that apply to its kind, and its caption."""
         if caption:
-            for facet, right in follow(reading, reading.fps, wanted).items():
-                self.facets[facet].append(right)
+            right = follow(reading, reading.fps, wanted)
+            for facet, value in right.items():
+                self.facets[facet].append(value)
+            if right and "kind" in wanted:
+                self.kinds[str(wanted["kind"])].append(all(right.values()))
         for law in laws:
             if wanted.get("kind") in LAWS[law].kinds:
                 self.verdicts[law].append(judge(law, reading, reading.fps, wanted))
@@ -158,6 +163,8 @@ class Tally:
             if facet in self.facets:
                 out[f"caption/{facet}"] = float(np.mean(self.facets[facet]))
                 out[f"caption/{facet}/n"] = float(len(self.facets[facet]))
+        for kind, values in self.kinds.items():
+            out[f"kind/{kind}"], out[f"kind/{kind}/n"] = float(np.mean(values)), float(len(values))
         for law, verdicts in self.verdicts.items():
             out[f"law/{law}"], out[f"law/{law}/evaluable"] = rate(verdicts)
             out[f"law/{law}/n"] = float(len(verdicts))
@@ -268,6 +275,8 @@ def _by_other_words(tally: Tally, case: Case, other: Case) -> None:
         tally.facets["colour"].append(blind.get("colour", False))
     elif "colour" in own:
         tally.facets["colour"].append(False)
+    whole = follow(case.truth, case.fps, other.wanted)
+    tally.kinds[case.kind].append(bool(whole) and all(whole.values()))
     guessed = follow(case.truth, case.fps, borrowed)
     for facet in ("shape", "size", "direction", "event"):
         if facet in own and facet in guessed:

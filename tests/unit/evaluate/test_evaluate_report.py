@@ -62,6 +62,8 @@ def test_an_oracle_scores_full_and_every_name_is_there(tmp_path):
             if name.startswith("law/"):
                 assert figures[f"{name}/{split}/evaluable"] == 1.0
                 assert figures[f"{name}/{split}/control"] <= 0.5
+    for kind in report.KINDS[:2]:
+        assert figures[f"kind/{kind}/in"] == figures[f"kind/{kind}/held_out/floor"] == figures[f"kind/{kind}/in/n"] == 1.0
     assert figures["codec/psnr"] == figures["codec/psnr_foreground"] == 100.0
     assert figures["codec/law/gravity"] == figures["codec/caption/shape"] == 1.0
     for name in ("codec/psnr", "codec/psnr_foreground"):
@@ -75,7 +77,7 @@ def test_an_oracle_scores_full_and_every_name_is_there(tmp_path):
 def test_untrackable_films_count_as_failures():
     figures = report.evaluate_system(Oracle(blind=True), n=2, samples=1, splits=("in",), progress=False)
     generated = [k for k in figures if k.count("/") == 2 and k.endswith("/in")]
-    assert len(generated) == 5 + len(LAWS)
+    assert len(generated) == 5 + len(LAWS) + 2, "facets, laws and the kinds of two prompts"
     assert all(figures[k] == 0.0 for k in generated)
     assert all(figures[f"law/{law}/in/evaluable"] == 0.0 for law in LAWS)
     assert figures["law/gravity/in/floor"] == 1.0
@@ -87,6 +89,7 @@ def test_clips_and_law_cards():
     figures = report.evaluate_clips(clips, wanted)
     assert figures["caption/colour"] == 1.0
     assert figures["caption/colour/n"] == 3
+    assert figures["kind/collision"] == figures["kind/collision/n"] == 1.0
     assert figures["law/steady/n"] == 2
     assert report.law_card(clips, wanted)["momentum"] == (1.0, 1.0, 1)
     assert "paint" not in report.law_card(clips, wanted)

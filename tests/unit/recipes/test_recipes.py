@@ -17,7 +17,16 @@ from tubelet.core.errors import UserError
 from tubelet.core.types import Strides
 from tubelet.recipes import RECIPES, load_recipe, run
 from tubelet.recipes.native_sizes import markdown, whole
-from tubelet.recipes.worlds import CODEC_SEED, DENOISER_SEED, Job, WorldsRecipe, _square, foreground_cells, render_one
+from tubelet.recipes.worlds import (
+    CODEC_SEED,
+    DENOISER_SEED,
+    Job,
+    WorldsRecipe,
+    _square,
+    foreground_cells,
+    in_turn,
+    render_one,
+)
 from tubelet.worlds import WORLDS
 from tubelet.worlds.constants import TEST_SEEDS, TRAIN_SEEDS
 
@@ -96,6 +105,40 @@ def test_recipes_are_checked_and_stay_among_the_training_seeds(name: str) -> Non
     assert all(seed in TRAIN_SEEDS for seed in (min(seeds), max(seeds)))
     share = sum(job.world == "persist2d" for job in denoiser) / len(denoiser)
     assert share == pytest.approx(config.clips.persist, abs=0.03)
+
+
+def test_hard_kinds_come_oftener_and_every_kind_in_every_size() -> None:
+    recipe = load_recipe("worlds-64-sizes", ["start=worlds-64"])
+    recipe._check()
+    jobs = recipe._native_jobs()
+    kinds, sizes = Counter(job.kind for job in jobs), Counter(job.size for job in jobs)
+    for kind, share in recipe.clips.kinds.items():
+        assert kinds[kind] / len(jobs) == pytest.approx(share, abs=0.005)
+        own = Counter(job.size for job in jobs if job.kind == kind)
+        assert all(own[size] / kinds[kind] == pytest.approx(sizes[size] / len(jobs), abs=0.01) for size in sizes)
+    assert sizes[64, 64] == len(jobs) / 2
+    assert all(job.world == ("persist2d" if job.kind in ("paint", "eat") else "phys2d") for job in jobs)
+    assert len({job.key for job in jobs}) == len(jobs)
+    assert all(job.seed in TRAIN_SEEDS for job in (jobs[0], jobs[-1]))
+
+
+def test_names_take_turns_in_their_proportions() -> None:
+    names = in_turn({"a": 2.0, "b": 1.0, "c": 0.0}, 9)
+    assert Counter(names) == {"a": 6, "b": 3}
+    assert "b" in names[:3], "each is spread evenly"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ('clips.kinds={"juggle":1}', "no kind 'juggle'"),
+        ('clips.kinds={"fall":0}', "not all 0"),
+        ("grouping=heaps", "grouping must be"),
+    ],
+)
+def test_wrong_kinds_and_groupings_are_refused(override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_recipe("worlds-64-sizes", [override])._check()
 
 
 def test_both_arms_of_the_size_experiment_differ_in_the_crop_alone() -> None:
