@@ -22,6 +22,7 @@ from tubelet.generate.system import load
 from tubelet.recipes import load_recipe
 from tubelet.recipes.captioner import score
 from tubelet.recipes.events import ROOMS
+from tubelet.recipes.retrieval import distinct, found
 from tubelet.recipes.worlds import WorldsRecipe
 from tubelet.train.text_to_video import TextToVideoObjective
 from tubelet.worlds import WORLDS
@@ -158,7 +159,7 @@ def test_clips_of_any_size_are_trained_on_in_buckets(road: Path, tmp_path: Path)
     assert train(tmp_path, *more, "--set=clips.sizes=[[32,32],[32,48]]", '--set=clips.kinds={"billiard":3,"eat":1}') == 0
     latents = ShardDataset(tmp_path / "latents")
     assert {shape[2:] for shape in latents.shapes("latent")} == {(4, 4), (4, 6)}
-    worlds = [latents.facts(index)["world"] for index in range(len(latents))]
+    worlds = [latents.read(index).meta["world"] for index in range(len(latents))]
     assert worlds.count("persist2d") == len(latents) // 4
     assert load(tmp_path / "system").config.size == (32, 32)
 
@@ -274,6 +275,32 @@ def test_a_captioner_is_trained_and_measured(tmp_path: Path, tubelet: Callable) 
             for split in ("in", "held_out"):
                 assert 0 <= figures[f"{style}/{facet}/{split}"] <= 1
                 assert 0 <= figures[f"{style}/{facet}/chance/{split}"] <= 1
+
+
+def test_a_search_is_trained_and_measured(tmp_path: Path, tubelet: Callable) -> None:
+    words = ("train", "retrieval", "--out", tmp_path, "--set", "clips=18", "--set", "n=9", "--set", "train.steps=2")
+    assert tubelet(*words, "--set", "train.batch=4").code == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (tmp_path / "found.png").exists()
+    for split in ("in", "held_out"):
+        assert figures[f"chance/{split}"] == pytest.approx(1 / 9)
+        for direction in ("text_to_clip", "clip_to_text"):
+            assert 0 <= figures[f"{direction}/R@1/{split}"] <= figures[f"{direction}/R@5/{split}"] <= 1
+
+
+def test_captions_of_a_search_all_differ_and_mistakes_are_told_apart() -> None:
+    jobs = distinct("held_out", 40)
+    episodes = [WORLDS[job.world].sample(job.seed, 64, 64, 9, 4.0, kind=job.kind, split=job.split) for job in jobs]
+    assert len({e.short for e in episodes}) == len(jobs) == 40
+    scenes = [e.tags["scene"] for e in episodes]
+    own = torch.eye(40)
+    perfect = found(own, scenes)
+    assert {v for k, v in perfect.items() if "R@" in k} == {1.0}
+    assert not any(k.startswith("confused") for k in perfect)
+    swapped = own[[1, 0, *range(2, 40)]]
+    mistaken = found(swapped, scenes)
+    assert mistaken["text_to_clip/R@1"] == mistaken["clip_to_text/R@1"] == pytest.approx(38 / 40)
+    assert mistaken["confused/event"] == float(scenes[0]["kind"] != scenes[1]["kind"])
 
 
 def test_true_captions_score_one_and_those_of_others_less() -> None:

@@ -2,8 +2,8 @@
 
 After Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", and the code published with
 it: pre-norm transformers with QuickGELU, the image read at a class token, the text at its end token, a symmetric loss over
-the batch with a learned temperature (figure 3). Videos are read frame by frame; their frames are averaged, or pooled by one
-learned query. Neither knows the order of the frames.
+the batch with a learned temperature (figure 3). Videos are read frame by frame; their frames are averaged, which knows no
+order, or pooled by one learned query that sees the number of each frame.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tubelet.nn.blocks import EncoderBlock
 from tubelet.nn.contrastive import contrastive_loss
 from tubelet.nn.images import ImageTokens
 from tubelet.nn.pooling import AttentionPool
+from tubelet.nn.positions import sincos
 
 EPS = 1e-5
 MAX_SCALE = 100.0
@@ -183,8 +184,8 @@ class CLIP(nn.Module):
     def embed_image(self, pixels: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` or videos `(B, 3, T, H, W)`, normalised by `normalise`, to unit vectors `(B, E)`.
 
-        A video is the mean of its frames' unit vectors, or what one learned query reads in its frames. Raises UserError on
-        sizes that do not divide into patches.
+        A video is the mean of its frames' unit vectors, or what one learned query reads in its frames and their numbers.
+        Raises UserError on sizes that do not divide into patches.
         """
         if pixels.ndim == 4:
             return F.normalize(self.image(pixels), dim=-1)
@@ -192,8 +193,10 @@ class CLIP(nn.Module):
             raise UserError(f"pixels must be (B, 3, H, W) or (B, 3, T, H, W), got {tuple(pixels.shape)}; rearrange them")
         B, _, T = pixels.shape[:3]
         frames = self.image(pixels.transpose(1, 2).flatten(0, 1)).unflatten(0, (B, T))  # (B, T, E)
-        pooled = F.normalize(frames, dim=-1).mean(1) if self.frames is None else self.frames(frames)[:, 0]  # (B, E)
-        return F.normalize(pooled, dim=-1)
+        if self.frames is None:
+            return F.normalize(F.normalize(frames, dim=-1).mean(1), dim=-1)
+        numbers = sincos(frames.shape[-1], torch.arange(T, device=frames.device), max_period=100.0)  # (T, E)
+        return F.normalize(self.frames(frames + numbers.to(frames.dtype))[:, 0], dim=-1)
 
     def embed_text(self, ids: Tensor) -> Tensor:
         """Ids `(B, L)`, at most `context` of them and the end token the largest of each row, to unit vectors `(B, E)`."""

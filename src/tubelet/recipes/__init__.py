@@ -19,6 +19,7 @@ RECIPES: dict[str, str] = {
     "codec-table": "tubelet.recipes.codec_table",
     "events": "tubelet.recipes.events",
     "native-sizes": "tubelet.recipes.native_sizes",
+    "retrieval": "tubelet.recipes.retrieval",
     "scaling": "tubelet.recipes.scaling",
     "smoke": "tubelet.recipes.smoke",
     "worlds-64": "tubelet.recipes.worlds_64",

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from tubelet.core.files import write_json
-from tubelet.core.log import note, progress
+from tubelet.core.log import note
 from tubelet.core.weights import save_module
 from tubelet.data.stream import TensorSource
 from tubelet.evaluate.report import world_of
 from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.models.coca import CoCa, CoCaConfig, caption
-from tubelet.recipes.worlds import Job, rendered
+from tubelet.recipes.worlds import Job, in_memory
 from tubelet.text.bpe import Tokenizer
 from tubelet.text.bpe import train as train_tokenizer
 from tubelet.train.captioning import STYLES, CaptionObjective, Writing
@@ -137,15 +137,7 @@ class Captioner:
         return episode.tags["scene"]
 
     def _clips(self, split: str, count: int) -> tuple[Tensor, list[list[dict[str, str]]]]:
-        video = torch.empty(count, FRAMES, SIZE, SIZE, 3, dtype=torch.uint8)
-        captions: list[list[dict[str, str]]] = []
-        jobs = [self._job(split, place) for place in range(count)]
-        with progress(f"rendering {split}", "clips") as advance:
-            for place, (_, frames, _, said) in enumerate(rendered(jobs, self.workers)):
-                video[place] = torch.from_numpy(frames)
-                captions.append(said)
-                advance(place + 1, count)
-        return video, captions
+        return in_memory([self._job(split, place) for place in range(count)], self.workers, split)
 
 
 @torch.no_grad()

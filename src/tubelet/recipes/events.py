@@ -12,7 +12,7 @@ Accuracy is on test seeds and on held-out compositions (colour and shape, size a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,11 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet.core.errors import UserError
 from tubelet.core.files import read_json, whole_file, write_json
-from tubelet.core.log import note, progress
+from tubelet.core.log import note
 from tubelet.data.stream import TensorSource
 from tubelet.evaluate.report import world_of
 from tubelet.models import c3d, navit, timesformer, vivit, vtn
-from tubelet.recipes.worlds import Job, Rendered, rendered
+from tubelet.recipes.worlds import Job, in_memory
 from tubelet.runtime.device import seconds_per_call
 from tubelet.train.classify import ClassifyObjective, as_pixels
 from tubelet.train.loop import TrainConfig, train
@@ -135,24 +135,14 @@ class Events:
 
     def _clips(self, split: str, count: int) -> dict[str, Tensor]:
         """Clips of a split and the numbers of their kinds, into memory."""
-        video = torch.empty(count, FRAMES, SIZE, SIZE, 3, dtype=torch.uint8)
-        label = torch.empty(count, dtype=torch.uint8)
-        with progress(f"rendering {split}", "clips") as advance:
-            for place, (job, frames, _, _) in enumerate(self._rendered(split, count)):
-                video[place], label[place] = torch.from_numpy(frames), KINDS.index(str(job.kind))
-                advance(place + 1, count)
-        return {"video": video, "label": label}
-
-    def _rendered(self, split: str, count: int) -> Iterator[Rendered]:
-        jobs = [
-            Job(
-                world_of(kind), seed, (SIZE, SIZE), FRAMES, FPS, kind=kind, split="held_out" if split == "held_out" else "train"
-            )
-            for kind, seed in (
-                (KINDS[i % len(KINDS)], TRAIN_SEED + i if split == "train" else TEST_SEEDS[i]) for i in range(count)
-            )
-        ]
-        return rendered(jobs, self.workers)
+        rule = "held_out" if split == "held_out" else "train"
+        jobs = []
+        for place in range(count):
+            kind = KINDS[place % len(KINDS)]
+            seed = TRAIN_SEED + place if split == "train" else TEST_SEEDS[place]
+            jobs.append(Job(world_of(kind), seed, (SIZE, SIZE), FRAMES, FPS, kind, rule))
+        video, _ = in_memory(jobs, self.workers, split)
+        return {"video": video, "label": torch.arange(count, dtype=torch.uint8) % len(KINDS)}
 
 
 @torch.no_grad()

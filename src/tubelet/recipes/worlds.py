@@ -9,8 +9,10 @@ import itertools
 import multiprocessing
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing.pool import AsyncResult
 from pathlib import Path
 from typing import Literal
 
@@ -84,7 +86,8 @@ class Clips:
     frames: int = 17
     fps: float = 8.0
     sizes: tuple[tuple[int, int], ...] = ()
-    """Sizes (height, width) that the denoiser's clips take in turn, in place of `size`; one named twice comes twice as often."""
+    """Sizes (height, width) that the denoiser's clips take in turn, in place of `size`; one named twice comes twice as
+    often."""
     lengths: tuple[int, ...] = ()
     """Frames that they take in turn, in place of `frames`."""
     square: bool = False
@@ -218,9 +221,8 @@ class WorldsRecipe:
         if not path.exists():
             write_json(path, settings)
         # Lengths and rates of the denoiser's training may change between calls; what the data and networks are may not.
-        fixed = (
-            "clips", "codec", "causal_conv", "transformer", "denoiser", "text", "text_encoder", "prediction", "start", "grouping",
-        )  # fmt: skip
+        networks = ("codec", "causal_conv", "transformer", "denoiser", "text", "text_encoder")
+        fixed = ("clips", *networks, "prediction", "start", "grouping")
         changed = [name for name in fixed if read_json(path).get(name) != settings[name]]
         if changed:
             raise UserError(
@@ -473,7 +475,26 @@ def rendered(jobs: Sequence[Job], workers: int) -> Iterator[Rendered]:
     # Ctrl-C reaches the whole group: only the parent answers it.
     ignore = (signal.SIGINT, signal.SIG_IGN)
     with multiprocessing.get_context("spawn").Pool(workers, initializer=signal.signal, initargs=ignore) as pool:
-        yield from pool.imap(render_one, jobs, chunksize=16)
+        # A bounded number of chunks ahead: a pool that runs free fills the memory where its clips are used more slowly.
+        ahead: deque[AsyncResult[list[Rendered]]] = deque()
+        for begin in range(0, len(jobs), 16):
+            ahead.append(pool.map_async(render_one, jobs[begin : begin + 16], 16))
+            if len(ahead) > 4 * workers:
+                yield from ahead.popleft().get()
+        while ahead:
+            yield from ahead.popleft().get()
+
+
+def in_memory(jobs: Sequence[Job], workers: int, title: str) -> tuple[Tensor, list[list[dict[str, str]]]]:
+    """Episodes of one size and length as uint8 `(B, T, H, W, 3)`, and the captions of each."""
+    video = torch.empty(len(jobs), jobs[0].frames, *jobs[0].size, 3, dtype=torch.uint8)
+    captions: list[list[dict[str, str]]] = []
+    with progress(f"rendering {title}", "clips") as advance:
+        for place, (_, frames, _, said) in enumerate(rendered(jobs, workers)):
+            video[place] = torch.from_numpy(frames)
+            captions.append(said)
+            advance(place + 1, len(jobs))
+    return video, captions
 
 
 def _groups(items: Iterator[Rendered], size: int) -> Iterator[list[Rendered]]:
