@@ -90,7 +90,26 @@ def test_a_batch_is_its_singles(name: str) -> None:
 
 
 @torch.no_grad()
-def test_saved_loaded_and_built_on_meta_it_is_the_same(name: str, tmp_path: Path) -> None:
+def test_built_on_meta_then_filled_it_is_built_in_place(name: str) -> None:
+    entry = MODELS[name]
+    config = entry.tiny(entry.config)
+    now: Any = entry.build(config)
+    if not hasattr(now, "init_weights"):
+        pytest.skip("a codec: it is filled from weights")
+    with torch.device("meta"):
+        late: Any = entry.build(config)
+    late = late.to_empty(device="cpu")
+    for parameter in late.parameters():
+        parameter.fill_(float("nan"))
+    for model in (late, now):
+        torch.manual_seed(3)
+        model.init_weights()
+    for (key, ours), (_, theirs) in zip(late.named_parameters(), now.named_parameters(), strict=True):
+        assert torch.equal(ours, theirs), key
+
+
+@torch.no_grad()
+def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
     model, inputs = built(name)
     model.eval()
     save_module(tmp_path / "model.safetensors", model)

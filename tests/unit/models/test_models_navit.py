@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet.core.config import from_dict, to_dict
 from tubelet.core.errors import UserError
-from tubelet.core.weights import load_module, save_module
 from tubelet.models.navit import SIZES, NaViT, NaViTConfig, example, look_up, places, stated, tiny
 from tubelet.nn.dropping import BetaRate, keep_tokens
 from tubelet.nn.patch import token_grid
@@ -85,21 +83,6 @@ def test_the_size_is_vit_base_with_patches_of_sixteen() -> None:
 def test_no_bias_but_the_classifiers() -> None:
     assert [name for name, _ in built().named_parameters() if name.endswith("bias")] == ["head.bias"]
     assert [name for name, _ in built(head="contrastive").named_parameters() if name.endswith("bias")] == []
-
-
-def test_built_on_meta_then_filled_equals_built_in_place() -> None:
-    with torch.device("meta"):
-        late = NaViT(SMALL)
-    late = late.to_empty(device="cpu")
-    for p in late.parameters():
-        p.data.fill_(float("nan"))
-    torch.manual_seed(3)
-    late.init_weights()
-    now = NaViT(SMALL)
-    torch.manual_seed(3)
-    now.init_weights()
-    for (name, a), (_, b) in zip(late.named_parameters(), now.named_parameters(), strict=True):
-        assert torch.equal(a, b), name
 
 
 @pytest.mark.parametrize("dropped", [False, True])
@@ -253,16 +236,6 @@ def test_gradient_reaches_every_parameter(
         assert p.grad is not None, name
         assert p.grad.isfinite().all(), name
         assert p.grad.abs().sum() > 0, name
-
-
-def test_saved_and_loaded_answers_the_same(model: NaViT, tmp_path: Path) -> None:
-    save_module(tmp_path / "navit.safetensors", model)
-    other = NaViT(model.config)
-    assert not torch.allclose(other.forward_packed(clips()), model.forward_packed(clips()))
-    load_module(tmp_path / "navit.safetensors", other)
-    assert torch.equal(other.forward_packed(clips()), model.forward_packed(clips()))
-    with pytest.raises(UserError, match="does not fit NaViT"):
-        load_module(tmp_path / "navit.safetensors", NaViT(replace(model.config, max_side=4)))
 
 
 @pytest.mark.parametrize(

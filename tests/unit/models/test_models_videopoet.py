@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
-from tubelet.core.weights import load_module, save_module
 from tubelet.models.videopoet import (
     EPS,
     MAX_TEXT,
@@ -398,29 +396,6 @@ def test_the_stated_input_is_the_one_counted() -> None:
     assert prefix.tolist() == [69, 69]
     assert (ids == S.TEXT).sum().item() == 2 * text.states.shape[1] == 128
     assert ids[:, 70:-2].min() >= LAYOUT.visual_range.start
-
-
-def test_saved_and_loaded(model: VideoPoet, tmp_path: Path) -> None:
-    save_module(tmp_path / "model.safetensors", model)
-    other = VideoPoet(TINY).eval()
-    load_module(tmp_path / "model.safetensors", other)
-    assert torch.equal(model(*batch()), other(*batch()))
-
-
-def test_built_on_meta_then_filled_equals_built_in_place() -> None:
-    with torch.device("meta"):
-        late: nn.Module = VideoPoet(TINY)
-    late = late.to_empty(device="cpu")
-    for p in late.parameters():
-        p.data.fill_(float("nan"))
-    torch.manual_seed(3)
-    late.init_weights()  # type: ignore[operator]
-    torch.manual_seed(3)
-    model = VideoPoet(TINY)
-    torch.manual_seed(3)
-    model.init_weights()
-    for (name, a), (_, b) in zip(late.named_parameters(), model.named_parameters(), strict=True):
-        assert torch.equal(a, b), name
 
 
 # Super-resolution

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from transformers import ViTConfig as TheirConfig
 from transformers import ViTModel
 
 from tubelet.core.errors import UserError
-from tubelet.core.weights import load_module, save_module
 from tubelet.models.vit import SIZES, ViT, ViTConfig, example, stated, tiny
 
 TINY = tiny(SIZES["B/16"])  # 48 x 48 px in 3 x 3 patches
@@ -145,13 +143,6 @@ def test_batch_equals_singles(model: ViT) -> None:
     singles = torch.cat([model(one[None]) for one in pixels])
     torch.testing.assert_close(model(pixels), singles, atol=1e-5, rtol=0)
     assert (singles[0] - singles[1]).abs().max() > 1e-3
-
-
-def test_saved_and_loaded(model: ViT, tmp_path: Path) -> None:
-    save_module(tmp_path / "model.safetensors", model)
-    other = ViT(model.config)
-    load_module(tmp_path / "model.safetensors", other)
-    assert torch.equal(other(images()), model(images()))
 
 
 def test_built_on_meta_then_filled_equals_built_in_place(model: ViT) -> None:

@@ -205,21 +205,6 @@ def test_numbers_of_frames_are_their_places() -> None:
     torch.testing.assert_close(model(few, each + TINY.positions - 2), model(few, each))
 
 
-def test_built_on_meta_then_filled_equals_built_in_place() -> None:
-    with torch.device("meta"):
-        late = VTN(TINY)
-    late = late.to_empty(device="cpu")
-    for p in late.parameters():
-        p.data.fill_(float("nan"))
-    torch.manual_seed(3)
-    late.init_weights()
-    now = VTN(TINY)
-    torch.manual_seed(3)
-    now.init_weights()
-    for (name, a), (_, b) in zip(late.named_parameters(), now.named_parameters(), strict=True):
-        assert torch.equal(a, b), name
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
