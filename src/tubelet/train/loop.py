@@ -201,11 +201,12 @@ class _Run:
         )
         self.network = _compiled(self.model) if config.compile else self.model
         self.seconds: dict[str, float] = defaultdict(float)
+        self.clips = 0
         self.interrupted = False
 
     def go(self) -> TrainResult:
         config = self.config
-        saved = logged = self.step
+        saved = self.step
         saved_at = logged_at = time.monotonic()
         with _signals(self._interrupt), _progress(config, self.step) as show, self.metrics:
             while self.step < config.steps and not self.interrupted:
@@ -213,8 +214,8 @@ class _Run:
                 self.step += 1
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     now = time.monotonic()
-                    self._log(now - logged_at, self.step - logged)
-                    logged, logged_at = self.step, now
+                    self._log(now - logged_at)
+                    logged_at = now
                 show(self.step, self.losses, self.seconds)
                 if config.sample_every and self.step % config.sample_every == 0 and self.step < config.steps:
                     self._sample()
@@ -237,6 +238,8 @@ class _Run:
         for _ in range(config.accumulate):
             with self._clock("data"):
                 drawn = self.source.draw(config.batch // config.accumulate)
+                # Packs and buckets hold as many clips as fit, so they are counted.
+                self.clips += len(next(iter(drawn.values())))
                 batch = {name: _moved(value, self.device) for name, value in drawn.items()}
             with self._clock("gradient"):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -272,17 +275,17 @@ class _Run:
                 "lower the learning rate or use precision fp32, then run again: the last checkpoint is from before"
             )
 
-    def _log(self, wall: float, steps: int) -> None:
+    def _log(self, wall: float) -> None:
         if self.counted:
             self.losses = {name: value / self.counted for name, value in self.sums.items()}
             scale = learning_rate_scale(self.step - 1, self.config.steps, self.config.warmup, self.config.end)
-            rate = self.config.batch * steps / max(wall, 1e-9)
+            rate = self.clips / max(wall, 1e-9)
             shares = {f"share_{name}": round(value / max(wall, 1e-9), 4) for name, value in self.seconds.items()}
             self.metrics.line(
                 {"step": self.step, **self.losses, "scale": scale, "skipped": self.skipped, "clips_per_second": round(rate, 2)}
                 | shares
             )
-        self.sums, self.counted = {}, 0
+        self.sums, self.counted, self.clips = {}, 0, 0
         self.seconds.clear()
 
     def _sample(self) -> None:
@@ -435,7 +438,7 @@ def _signals(call: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress(config: TrainConfig, step: int) -> Iterator[Callable[[int, Mapping[str, float], Mapping[str, float]], None]]:
-    """A bar with the loss, clips per second and the share of time that each part of a step takes."""
+    """A bar with the loss, steps per second and the share of time that each part of a step takes."""
     if not config.progress:
         yield lambda step, losses, seconds: None
         return
@@ -458,9 +461,9 @@ def _progress(config: TrainConfig, step: int) -> Iterator[Callable[[int, Mapping
             whole = sum(seconds.values())
             if whole > 0.0:
                 note = " ".join(f"{name} {value / whole:.0%}" for name, value in seconds.items())
-            rate = config.batch * (step - first) / max(time.monotonic() - begin, 1e-9)
+            rate = (step - first) / max(time.monotonic() - begin, 1e-9)
             loss = f"loss {losses['loss']:.4f}" if "loss" in losses else ""
-            bar.update(task, completed=step, note=f"{loss} {rate:.1f} clips/s {note}")
+            bar.update(task, completed=step, note=f"{loss} {rate:.2f} steps/s {note}")
 
         yield show
 
