@@ -175,8 +175,9 @@ def tasks() -> str:
         )
         for window in windows
     ]
+    wide = json.loads((HERE / "worlds-64-sizes.json").read_text(encoding="utf-8"))
     sizes = [
-        (name.split("/")[1].replace("x", " x "), cell(name, f"{name}/floor"))
+        (name.split("/")[1].replace("x", " x "), cell(name), f"{wide[name]:.2f}", cell(f"{name}/floor"))
         for name in figures
         if name.startswith(("size/", "length/")) and name.endswith("/caption")
     ]
@@ -184,7 +185,7 @@ def tasks() -> str:
         "tasks": table(head, rows),
         "edits": table(("strength", "caption", "structure kept"), edits),
         "long": table(("window", "one of each: film / truth", "strays: film / truth"), long),
-        "sizes": table(("size or frames", "caption: film / truth"), sizes),
+        "sizes": table(("size or frames", "worlds-64", "worlds-64-sizes", "truth"), sizes),
     }
     return filled("gallery/tasks.md", parts)
 

@@ -16,7 +16,9 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from tubelet import __version__
+from tubelet.cli.captions import Caption, Recaption
 from tubelet.cli.films import Connect, Edit, Extend, Generate, Inpaint, Outpaint, Storyboard
+from tubelet.cli.serve import Keys, Provenance, Serve, Work
 from tubelet.cli.terminal import DEFAULT_SYSTEM, PICTURES, check_output, expander, parse_size, print_json
 from tubelet.core.errors import UserError
 
@@ -181,10 +183,16 @@ VERBS: dict[str, type] = {
     "inpaint": Inpaint,
     "outpaint": Outpaint,
     "storyboard": Storyboard,
+    "caption": Caption,
+    "curate recaption": Recaption,
     "train": Train,
     "evaluate": Evaluate,
     "worlds": Worlds,
     "models": Models,
+    "serve": Serve,
+    "worker": Work,
+    "keys": Keys,
+    "provenance": Provenance,
 }
 
 
@@ -201,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         print(f"tubelet: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        training = arguments[:1] == ["train"]
+        training = arguments[:1] in (["train"], ["curate"])
         print("tubelet: stopped" + ("; the same command resumes it" if training else ""), file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe has seen enough
@@ -211,6 +219,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _parse(arguments: list[str]) -> Any:
     """The verb with its settings. Raises UserError where tyro would draw a box."""
+    works = [name for name in VERBS if arguments and name.startswith(f"{arguments[0]} ")]
+    if " ".join(arguments[:2]) in works:
+        arguments = [" ".join(arguments[:2]), *arguments[2:]]
+    elif works and not {"-h", "--help"} & set(arguments):
+        raise UserError(f"{arguments[0]} is followed by what to do; see tubelet {' or '.join(works)} --help")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -103,6 +103,9 @@ class Making:
         )
 
 
+CLIP, PICTURE = Path("out/clip.mp4"), Path("out/picture.png")
+
+
 @dataclass(frozen=True)
 class Generate(Making):
     """Words in, film out; pictures too, if some are to stand in it."""
@@ -123,10 +126,19 @@ class Generate(Making):
     """How much of the small film --refine-from makes anew, above 0 and up to 1."""
     like: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Make this file's film again, byte for byte, from the words, seed and settings in its metadata."""
-    out: Annotated[Path, arg(metavar="FILE")] = Path("out/clip.mp4")
+    model: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
+    """Make one picture with a published checkpoint, Stable Diffusion 1 or DiT (WORDS: a class, by name or number)."""
+    solver: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the system's)")] = None
+    """How the noise is taken away; docs/catalogue.md lists the solvers."""
+    out: Annotated[
+        Path | None, arg(metavar="FILE", help_behavior_hint="(default: out/clip.mp4, with --model out/picture.png)")
+    ] = None
     """Where to write: .mp4, .webp, .gif, or .png for a contact sheet (one frame: the picture)."""
 
     def __call__(self) -> None:
+        if self.model is not None:
+            self._picture(self.model)
+            return
         if self.like is not None:
             self._again(self.like)
             return
@@ -144,7 +156,9 @@ class Generate(Making):
                 raise UserError(f"a loop has neither beginning nor end, so --loop does not go with {name}; leave one out")
         if self.refine_from is not None and (pictures or self.rolling):
             raise UserError("--refine-from takes the whole film from its file; leave out --first, --last and --rolling")
-        self.make(self.out, self.prompt, self._made)
+        if self.solver is not None and (pictures or self.rolling or self.refine_from is not None):
+            raise UserError("--solver is for films from words alone; leave it out")
+        self.make(self._out(CLIP), self.prompt, self._made)
 
     def _made(self, system: System, settings: dict[str, Any]) -> Clip:
         from tubelet.generate.system import Rolling, Shot
@@ -157,7 +171,7 @@ class Generate(Making):
         named = {0: self.first, -1: self.last}
         pictures = {frame: self.read(system, path, 1) for frame, path in named.items() if path is not None}
         if not pictures and not self.rolling:
-            return system.generate(self.prompt, size, frames, loop=self.loop, **settings)
+            return system.generate(self.prompt, size, frames, loop=self.loop, solver=self.solver, **settings)
         if len(pictures) == 2 and frames == 1:
             raise UserError("a film of one frame cannot begin and end with a picture; ask for more frames")
         rolling = Rolling() if self.rolling else Rolling(window=system.engine.latent_shape(size, frames)[1])
@@ -171,10 +185,50 @@ class Generate(Making):
         system.engine.latent_shape(film.size, film.frames)
         return film
 
+    def _out(self, default: Path) -> Path:
+        return default if self.out is None else self.out
+
+    def _picture(self, model: Path) -> None:
+        """A picture by a published checkpoint."""
+        started = time.perf_counter()
+        out = self._out(PICTURE)
+        self._refuse_beside_model()
+        self.check(out, self.prompt)
+        from tubelet.core.log import progress, warn
+        from tubelet.generate.published import load_published
+
+        published = load_published(model)
+        if published.engine.text.truncated(self.prompt):
+            warn("these are more words than the model reads; the last ones do not count")
+        timings = {"start": time.perf_counter() - started}
+        with progress("denoising") as advance:
+            clip = published.generate(
+                self.prompt, parse_size(self.size), self.seed or 0, self.steps, self.guidance, advance, solver=self.solver
+            )
+        deliver(clip, out, self.sheet, self.json, timings, started)
+
+    def _refuse_beside_model(self) -> None:
+        """A published checkpoint makes a picture from words, and nothing else."""
+        given = {
+            "--system": self.system,
+            "--like": self.like,
+            "--frames": self.frames,
+            "--first": self.first,
+            "--last": self.last,
+            "--loop": self.loop or None,
+            "--rolling": self.rolling or None,
+            "--refine-from": self.refine_from,
+            "--strength": self.strength,
+        }
+        for name, value in given.items():
+            if value is not None:
+                raise UserError(f"--model makes one picture from words, so it does not go with {name}; leave one of them out")
+
     def _again(self, path: Path) -> None:
         """The film of a file once more."""
         started = time.perf_counter()
-        check_outputs(self.out, self.sheet)
+        out = self._out(CLIP)
+        check_outputs(out, self.sheet)
         self._refuse_beside_like()
         from tubelet.core.log import progress
         from tubelet.generate.clip import read_settings
@@ -185,7 +239,7 @@ class Generate(Making):
         timings = {"start": time.perf_counter() - started}
         with progress("denoising") as advance:
             clip = regenerate(settings, system, progress=advance)
-        deliver(clip, self.out, self.sheet, self.json, timings, started)
+        deliver(clip, out, self.sheet, self.json, timings, started)
 
     def _refuse_beside_like(self) -> None:
         """What the file decides cannot be asked for again."""
@@ -195,6 +249,7 @@ class Generate(Making):
             "--frames": self.frames,
             "--steps": self.steps,
             "--guidance": self.guidance,
+            "--solver": self.solver,
             "--seed": self.seed,
             "--first": self.first,
             "--last": self.last,
@@ -436,6 +491,8 @@ def _maker(settings: dict[str, Any], path: Path, given: str | None) -> str:
     """The system to load for a file: the one given, else the one that it names."""
     from tubelet.generate.folder import find
 
+    if "model" in settings:
+        raise UserError(f"{path} is a picture made with --model {settings['model']!r}; give its words, seed and steps anew")
     if given is not None:
         return given
     name = str(settings.get("system", ""))

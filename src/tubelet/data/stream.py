@@ -112,28 +112,37 @@ def check_same(state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
             )
 
 
+def names_of(caption: Mapping[str, Any]) -> tuple[str, str]:
+    """What a caption goes by in proportions: its kind, and its kind by its source, as in `dense@coca`."""
+    return caption["kind"], f"{caption['kind']}@{caption.get('source')}"
+
+
 class CaptionChoice:
     """Picks one of a record's captions by proportions of their kinds, e.g. `{"short": 0.3, "dense": 0.5, "human": 0.2}`.
 
-    A kind that a record lacks gives its share to the others; kinds without a proportion are never picked. The choice depends on
-    (seed, epoch, index) alone.
+    `KIND@SOURCE` means those of one source alone: `{"dense@coca": 0.95, "human": 0.05}` blends a captioner's captions with
+    original ones. A kind that a record lacks gives its share to the others; kinds without a proportion are never picked. The
+    choice depends on (seed, epoch, index) alone. `first`: the kind that is taken wherever a record has it.
     """
 
-    def __init__(self, proportions: Mapping[str, float], seed: int) -> None:
+    def __init__(self, proportions: Mapping[str, float], seed: int, first: str | None = None) -> None:
         if not proportions or any(value < 0.0 for value in proportions.values()) or sum(proportions.values()) <= 0.0:
             raise UserError(f"caption proportions must be at least 0 and not all 0, got {dict(proportions)}; correct them")
-        self.proportions, self.seed = dict(proportions), seed
+        self.proportions, self.seed, self.first = dict(proportions), seed, first
 
     def of_batch(self, position: int) -> CaptionChoice:
         """One kind for the whole batch that begins at `position`: captions of one length waste no padding."""
         kinds = list(self.proportions)
         bounds = np.cumsum([self.proportions[kind] for kind in kinds])
         place = int(np.searchsorted(bounds, float(uniform(self.seed, position, 4)) * bounds[-1], side="right"))
-        return CaptionChoice({kinds[min(place, len(kinds) - 1)]: 1.0}, self.seed)
+        return CaptionChoice(self.proportions, self.seed, kinds[min(place, len(kinds) - 1)])
 
     def pick(self, captions: Sequence[Mapping[str, Any]], draw: Draw) -> int:
         """The place of the picked caption. Raises UserError when no caption is of a wanted kind."""
-        kinds = [kind for kind, share in self.proportions.items() if share > 0.0 and any(c["kind"] == kind for c in captions)]
+        named = [names_of(caption) for caption in captions]
+        kinds = [kind for kind, share in self.proportions.items() if share > 0.0 and any(kind in names for names in named)]
+        if self.first in kinds:
+            kinds = [self.first]
         if not kinds:
             raise UserError(
                 f"record {draw.index} has no caption of the kinds {', '.join(self.proportions)}; "
@@ -142,7 +151,7 @@ class CaptionChoice:
         bounds = np.cumsum([self.proportions[kind] for kind in kinds])
         at = float(uniform(self.seed, draw.epoch, draw.index, 1)) * bounds[-1]
         kind = kinds[min(int(np.searchsorted(bounds, at, side="right")), len(kinds) - 1)]
-        places = [place for place, caption in enumerate(captions) if caption["kind"] == kind]
+        places = [place for place, names in enumerate(named) if kind in names]
         return places[int(mix(self.seed, draw.epoch, draw.index, 2) % np.uint64(len(places)))]
 
 

@@ -87,6 +87,12 @@ class VariancePreserving(Path):
         """The inverse of `sigma_of_step`, float64; below 0 where sigma is less than the first step's."""
         return sigma.double() * len(self) - 1
 
+    def told_step(self, sigma: Tensor) -> Tensor:
+        """`step_of_sigma` as networks are told it: at least 0, and whole where the level, blurred by float32, is a step's."""
+        step = self.step_of_sigma(sigma)
+        whole = step.round()
+        return torch.where((step - whole).abs() < 1e-3, whole, step).clamp(min=0)
+
     def log_snr(self, sigma: Tensor) -> Tensor:
         return self._log_snr_float64(sigma).to(sigma.dtype)
 

@@ -115,8 +115,12 @@ def _seams(add: Add, clip: np.ndarray, truth: np.ndarray, other: np.ndarray, fra
         add("seam/control", seam(swapped, frame))
 
 
-def _motion(add: Add, clip: np.ndarray, episode: Episode, made: range, step: int) -> None:
-    """Velocity of the first object in made frames; `step` is 1 where they follow what is known, -1 where they lead to it."""
+def motion(add: Add, clip: np.ndarray, episode: Episode, made: range, step: int) -> None:
+    """Velocity of the first object in made frames: adds this file's `velocity`, its baselines and `found`.
+
+    `clip` is uint8 `(T, H, W, 3)` as the episode's; `step` is 1 where made frames follow what is known, -1 where they lead
+    to it.
+    """
     reading = Reading(clip, episode.fps)
     track = reading.objects(episode.tags["scene"]["objects"][:1])[0]
     exact = np.stack([episode.state["x"][:, 0], episode.state["y"][:, 0]], 1)  # (T, 2)
@@ -169,7 +173,7 @@ def _first_and_last(bench: Bench, number: int, add: Add) -> np.ndarray:
     film = bench.film([Shot(episode.short, bench.frames, ends)], seed=number)
     bench.captions(add, film, episode, np.repeat(episode.video[:1], bench.frames, 0))
     _seams(add, film, episode.video, other.video, [1, bench.frames - 1], slice(1, -1))
-    _motion(add, film, episode, range(1, bench.frames - 1), 1)
+    motion(add, film, episode, range(1, bench.frames - 1), 1)
     _kept(add, film[[0, -1]], episode.video[[0, -1]])
     return film
 
@@ -181,7 +185,7 @@ def _extend(bench: Bench, number: int, add: Add) -> np.ndarray:
     nothing = np.concatenate([episode.video[:known], np.repeat(episode.video[known - 1 : known], bench.frames - known, 0)])
     bench.captions(add, film, episode, nothing)
     _seams(add, film, episode.video, other.video, [known], slice(known, None))
-    _motion(add, film, episode, range(known, bench.frames), 1)
+    motion(add, film, episode, range(known, bench.frames), 1)
     _kept(add, film[:known], episode.video[:known])
     return film
 
@@ -192,7 +196,7 @@ def _extend_backward(bench: Bench, number: int, add: Add) -> np.ndarray:
     nothing = np.concatenate([np.repeat(episode.video[made : made + 1], made, 0), episode.video[made:]])
     bench.captions(add, film, episode, nothing)
     _seams(add, film, episode.video, other.video, [made], slice(0, made))
-    _motion(add, film, episode, range(made), -1)
+    motion(add, film, episode, range(made), -1)
     _kept(add, film[made:], episode.video[made:])
     return film
 
@@ -210,7 +214,7 @@ def _connect(bench: Bench, number: int, add: Add) -> np.ndarray:
     nothing[begin:end] = episode.video[begin - 1]
     bench.captions(add, film, episode, nothing)
     _seams(add, film, episode.video, other.video, [begin, end], slice(begin, end))
-    _motion(add, film, episode, range(begin, end), 1)
+    motion(add, film, episode, range(begin, end), 1)
     _kept(add, np.delete(film, np.s_[begin:end], 0), np.delete(episode.video, np.s_[begin:end], 0))
     return film
 

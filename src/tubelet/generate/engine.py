@@ -21,7 +21,7 @@ from tubelet.core.errors import UserError
 from tubelet.core.types import Strides
 from tubelet.diffusion.guidance import guided
 from tubelet.diffusion.objectives import Prediction, denoiser
-from tubelet.diffusion.paths import RECTIFIED_FLOW, shift_of_tokens, uniform_sigmas
+from tubelet.diffusion.paths import RECTIFIED_FLOW, Path, shift_of_tokens, uniform_sigmas
 from tubelet.diffusion.solvers import SOLVERS
 from tubelet.nn.patch import patch_positions, token_grid
 from tubelet.tasks.given import Given, conditioned
@@ -35,6 +35,10 @@ GREATEST_SEED = 2**63 - 1
 
 Progress = Callable[[int, int], None]
 """`(steps done, steps in all)`, called after every step of the solver. Raise `Cancelled` in it to stop."""
+Watch = Callable[[Tensor], None]
+"""Latents `(B, C, T, H, W)` that the solver takes the films to be, after every step: what a preview is made of."""
+Levels = Callable[[int, float], Tensor]
+"""`(steps, shift) -> (steps + 1,)` falling noise levels that a sample visits."""
 
 
 class Cancelled(Exception):  # noqa: N818  not an error: someone asked for it
@@ -89,7 +93,9 @@ class Engine:
     """The three networks and what the denoiser's output means (`prediction`), together able to sample.
 
     `patch` is the denoiser's (frames, rows, columns) of latent cells per token: with the codec's strides it decides
-    which sizes are possible.
+    which sizes are possible. `watch` sees the films become. `path` is what the denoiser was trained on, `levels` are those of
+    its noise levels that are visited. A denoiser with a method `begin` gives the network of each solver run anew: one that is
+    told its last estimate keeps it there.
     """
 
     codec: Codec
@@ -97,6 +103,9 @@ class Engine:
     text: TextEncoder
     prediction: Prediction = "skip"
     patch: tuple[int, int, int] = (1, 1, 1)
+    watch: Watch | None = None
+    path: Path = RECTIFIED_FLOW
+    levels: Levels = uniform_sigmas
     strides: Strides = field(init=False)
 
     def __post_init__(self) -> None:
@@ -214,26 +223,35 @@ class Engine:
 
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)  # (B, C, T, H, W)
-        network: Any = self.denoiser
+        network: Any = self.denoiser.begin() if hasattr(self.denoiser, "begin") else self.denoiser  # type: ignore[operator]
         if given is not None and given.times is not None:
             network = functools.partial(network, positions=self._places(shape, given.times).to(device))
-        denoise = guided(
-            denoiser(network, self.prediction, RECTIFIED_FLOW), condition, null, sampling.guidance, sampling.interval
-        )
+        denoise = guided(denoiser(network, self.prediction, self.path), condition, null, sampling.guidance, sampling.interval)
         tokens = math.prod(token_grid((shape[1], shape[2], shape[3]), self.patch))
-        sigmas = uniform_sigmas(sampling.steps, shift_of_tokens(sampling.shift, tokens, sampling.tokens))
+        sigmas = self.levels(sampling.steps, shift_of_tokens(sampling.shift, tokens, sampling.tokens))
         if loop:
             denoise = cyclic(denoise, shape[1], [torch.Generator("cpu").manual_seed(request.seed) for request in requests])
         if given is not None:
+            if self.path is not RECTIFIED_FLOW and (given.haze or given.strength < 1):  # both are noise along it
+                raise UserError(
+                    "this model was trained on another path than known cells are noised along; leave haze and strength out"
+                )
             given = given.to(device)
             denoise, sigmas = conditioned(denoise, given, noise), sigmas * given.strength
+
+        def stepped(done: int, steps: int, x_hat: Tensor) -> None:
+            if progress is not None:
+                progress(done, steps)
+            if self.watch is not None:
+                self.watch(x_hat)
+
         latents = SOLVERS[sampling.solver].solve(
             denoise,
             noise if given is None else given.start(noise),
             sigmas,
-            path=RECTIFIED_FLOW,
+            path=self.path,
             generator=generators,
-            callback=None if progress is None else lambda done, steps, _x_hat: progress(done, steps),
+            callback=stepped,
         )  # (B, C, T, H, W)
         if not bool(latents.isfinite().all()):
             raise UserError(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.core.errors import UserError
+from tubelet.core.types import Condition
 from tubelet.core.weights import load_tensors
 from tubelet.nn.adaln_zero import AdaLNBlock, TimestepEmbedding, init_as_dit, sincos_plane
 from tubelet.nn.attention import CrossAttention, SelfAttention
@@ -36,7 +37,8 @@ class DiTConfig:
     `learn_sigma` the output has twice the channels: the noise, then the interpolation between the two bounds of the
     variance. `conditioning` (section 3.2) "in-context": step and class are two tokens in front of the image's;
     "cross-attention": image tokens look at those two after looking at each other; "adaln": their sum sets shift and
-    scale of every layer norm; "adaln-zero": and the weight of every residual.
+    scale of every layer norm; "adaln-zero": and the weight of every residual. With `text_width`, that of a text encoder's
+    states, a prompt stands where the label did: the mean of its states through a linear, and there is no table of labels.
     """
 
     width: int = 384
@@ -47,10 +49,12 @@ class DiTConfig:
     classes: int = 1000
     learn_sigma: bool = True
     conditioning: Literal["in-context", "cross-attention", "adaln", "adaln-zero"] = "adaln-zero"
+    text_width: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.width, self.depth, self.heads, self.patch, self.in_channels, self.classes) < 1:
-            raise UserError("every size of a DiT must be at least 1; raise the one that is not")
+        sizes = (self.width, self.depth, self.heads, self.patch, self.in_channels, self.classes)
+        if min(sizes) < 1 or self.text_width < 0:
+            raise UserError("every size of a DiT must be at least 1, and text_width at least 0; raise the one that is not")
         if self.width % self.heads or self.width % 4:
             raise UserError(f"{self.heads} heads need a width that they and 4 divide, got {self.width}; try {64 * self.heads}")
         if self.conditioning not in CONDITIONINGS:
@@ -92,7 +96,8 @@ class DiT(nn.Module):
         self.adaptive = kind in ("adaln", "adaln-zero")
         self.patch_in = nn.Linear(config.patch**2 * config.in_channels, D)
         self.timestep = TimestepEmbedding(D)
-        self.labels = nn.Embedding(config.classes + 1, D)
+        self.labels = None if config.text_width else nn.Embedding(config.classes + 1, D)
+        self.text_in = nn.Linear(config.text_width, D) if config.text_width else None
         self.blocks = nn.ModuleList()
         for _ in range(config.depth):
             if self.adaptive:
@@ -118,18 +123,20 @@ class DiT(nn.Module):
         if self.head_adaln is not None:
             nn.init.zeros_(self.head_adaln.out.weight)
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | Condition) -> Tensor:
         """Latents `x (B, C, H, W)`, step numbers `t (B,)` in [0, 1000), labels `(B,)` to `(B, 2C, H, W)`, or C channels.
 
-        Label `config.classes` is the null label. Any height and width that the patch divides fit: positions count patches
-        from the corner. Raises UserError when x does not divide into patches or the shapes do not belong together.
+        Label `config.classes` is the null label. With `text_width` the labels are prompts: token states `(B, M, text_width)`
+        and their mask, the null one an empty prompt's. Any height and width that the patch divides fit: positions count
+        patches from the corner. Raises UserError when x does not divide into patches or the shapes do not belong together.
         """
         c, B = self.config, len(x)
         if x.ndim != 4 or x.shape[1] != c.in_channels:
             raise UserError(f"latents must be (B, {c.in_channels}, H, W), got {tuple(x.shape)}; encode images accordingly")
-        if t.shape != (B,) or label.shape != (B,):
+        asked = label.shape if isinstance(label, Tensor) else label.mask.shape[:1]
+        if t.shape != (B,) or asked != (B,):
             raise UserError(
-                f"{B} latents need {B} step numbers and {B} labels, got {tuple(t.shape)} and {tuple(label.shape)}; "
+                f"{B} latents need {B} step numbers and {B} labels, got {tuple(t.shape)} and {tuple(asked)}; "
                 "give one of each per latent"
             )
         patch, dtype = (1, c.patch, c.patch), self.patch_in.weight.dtype
@@ -137,7 +144,7 @@ class DiT(nn.Module):
         grid = token_grid((1, x.shape[2], x.shape[3]), patch)
         places = sincos_plane(c.width, grid[1], grid[2], x.device)  # (L, D)
         h = self.patch_in(patchify(z, patch).to(dtype)).float() + places  # (B, L, D)
-        step, kind = self.timestep(t), self.labels(label)  # (B, D) each
+        step, kind = self.timestep(t), self._kind(label)  # (B, D) each
         if self.adaptive:
             given = (step + kind)[:, None]  # (B, 1, D)
             for block in self.blocks:
@@ -158,6 +165,21 @@ class DiT(nn.Module):
             h = modulate(h, shift, scale)
         out = self.head(h.to(dtype)).to(x.dtype)  # (B, L, p*p*2C)
         return unpatchify(out, grid, patch)[:, :, 0]  # (B, 2C, H, W)
+
+    def _kind(self, label: Tensor | Condition) -> Tensor:
+        """What is asked for as one vector, `(B, D)`."""
+        if isinstance(label, Tensor) and self.labels is not None:
+            return self.labels(label)
+        if isinstance(label, Tensor) or self.text_in is None:
+            raise UserError("prompts are given to a DiT with text_width, always, and to no other; correct the call")
+        if label.states.shape[2] != self.config.text_width:
+            raise UserError(
+                f"this DiT reads states of width {self.config.text_width}, got {tuple(label.states.shape)}; "
+                "take the text encoder that it was built for"
+            )
+        real = label.mask[..., None].to(label.states.dtype)  # (B, M, 1)
+        said = (label.states * real).sum(1) / real.sum(1).clamp(min=1)  # (B, text_width)
+        return self.text_in(said.to(self.text_in.weight.dtype))
 
 
 def guided(model: DiT, x: Tensor, t: Tensor, label: Tensor, scale: float, channels: int = 3) -> Tensor:
@@ -200,6 +222,8 @@ def load_published(path: str | Path, model: DiT) -> None:
     not hold; the model is then unchanged.
     """
     c = model.config
+    if c.text_width:
+        raise UserError("the published weights were trained with labels, the model reads prompts; build it without text_width")
     if c.conditioning != "adaln-zero":
         raise UserError(f"only adaLN-Zero weights were published, the model is {c.conditioning}; build it with adaln-zero")
     names = {}
@@ -238,16 +262,20 @@ def tiny(config: DiTConfig) -> DiTConfig:
     return replace(config, width=32, depth=2, heads=2, classes=10)
 
 
-def example(config: DiTConfig, batch: int = 1, side: int = 32) -> tuple[Tensor, Tensor, Tensor]:
-    """Random inputs for `forward`: latents of `side` cells, by default those of a 256 px image, step numbers and labels."""
-    x = torch.randn(batch, config.in_channels, side, side)  # (B, C, H, W)
-    return x, torch.rand(batch) * 999, torch.randint(config.classes, (batch,))
+def example(config: DiTConfig, batch: int = 1, side: int = 32) -> tuple[Tensor, Tensor, Tensor | Condition]:
+    """Random inputs for `forward`: latents of `side` cells, by default those of a 256 px image, step numbers and labels, or
+    prompts of 16 tokens."""
+    x, t = torch.randn(batch, config.in_channels, side, side), torch.rand(batch) * 999  # (B, C, H, W), (B,)
+    if config.text_width:
+        return x, t, Condition(torch.randn(batch, 16, config.text_width), torch.ones(batch, 16, dtype=torch.bool))
+    return x, t, torch.randint(config.classes, (batch,))
 
 
 def stated(config: DiTConfig) -> str:
     """The input that `example` makes, in words."""
     patch = f"{config.patch} x {config.patch}"
-    return f"{config.in_channels} x 32 x 32 latents (C, H, W), patch {patch}, one of {config.classes} classes"
+    asked = f"16 tokens of width {config.text_width}" if config.text_width else f"one of {config.classes} classes"
+    return f"{config.in_channels} x 32 x 32 latents (C, H, W), patch {patch}, {asked}"
 
 
 # Width, depth and heads (table 1), each with three patch sizes.

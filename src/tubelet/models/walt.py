@@ -45,7 +45,8 @@ class WALTConfig:
     `window` the tokens of the two kinds of windows; `rank` that of AdaLN-LoRA's corrections. `classes` is the number of
     labels, to which the table adds the null label, or 0 for none; `text_width` that of a text encoder's states, at which every
     layer looks, or 0 for none. With `predict` some latent frames may be known; with `upscale` a film of half the height and
-    width is.
+    width is. Without `alternate` every layer has windows of `window`: as large as the grid they are full attention, for films
+    alone, since windows that span time leave an image's tokens apart.
     """
 
     width: int = 1024
@@ -61,6 +62,7 @@ class WALTConfig:
     text_width: int = 0
     predict: bool = False
     upscale: bool = False
+    alternate: bool = True
 
     def __post_init__(self) -> None:
         sizes = (self.width, self.depth, self.heads, self.channels, self.patch, self.rank, *self.grid, *self.frame)
@@ -128,7 +130,7 @@ class WALT(nn.Module):
         self.augmentation = TimestepEmbedding(D) if c.upscale else None
         self.adaln = AdaLN(D, 6)
         self.blocks = nn.ModuleList(
-            WALTBlock(c, c.window if i % 2 else (1, *c.frame), c.rank if i else 0) for i in range(c.depth)
+            WALTBlock(c, c.window if i % 2 or not c.alternate else (1, *c.frame), c.rank if i else 0) for i in range(c.depth)
         )
         self.head_norm = nn.LayerNorm(D, eps=1e-6, elementwise_affine=False)
         self.head_adaln = AdaLN(D, 2)
@@ -201,7 +203,7 @@ class WALT(nn.Module):
         shared = self.adaln(given)  # (B, 1, 6D)
         within, across = (relative_index(window, z.device) for window in ((1, *c.frame), c.window))
         for i, block in enumerate(self.blocks):
-            h = block(h, shared, given, grid, across if i % 2 else within, states, mask)
+            h = block(h, shared, given, grid, across if i % 2 or not c.alternate else within, states, mask)
         shift, scale = self.head_adaln(given).chunk(2, dim=-1)  # (B, 1, D) each
         h = modulate(self.head_norm(h), shift, scale).to(dtype)
         return unpatchify(self.head(h).to(z.dtype), grid, patch)  # (B, C, T, H, W)

@@ -5,6 +5,7 @@ for short and for dense captions.
 Command: tubelet train captioner
 Cost: not measured, it has not been run yet.
 Score: none yet; a run writes figures.json and a sheet of test clips under their captions.
+What it leaves captions any film (tubelet caption) and any data set (tubelet curate recaption).
 
 Attributes and events are read from the captions by the world's own grammar and held against the scene, on test seeds and on
 held-out compositions; beside them stands what the captions of other clips would score.
@@ -24,16 +25,16 @@ from torch import Tensor
 
 from tubelet.core.files import write_json
 from tubelet.core.log import note
-from tubelet.core.weights import save_module
+from tubelet.curate.captioners import save_captioner, write
 from tubelet.data.stream import TensorSource
 from tubelet.evaluate.report import world_of
 from tubelet.media.sheet import contact_sheet, save_sheet
-from tubelet.models.coca import CoCa, CoCaConfig, caption
+from tubelet.models.coca import CoCa, CoCaConfig
 from tubelet.recipes.worlds import Job, in_memory
 from tubelet.text.bpe import Tokenizer
 from tubelet.text.bpe import train as train_tokenizer
-from tubelet.train.captioning import STYLES, CaptionObjective, Writing
-from tubelet.train.classify import as_pixels
+from tubelet.text.writing import STYLES, Writing
+from tubelet.train.captioning import CaptionObjective
 from tubelet.train.loop import TrainConfig, train
 from tubelet.train.optim import OptimizerConfig
 from tubelet.worlds import WORLDS
@@ -109,13 +110,13 @@ class Captioner:
             return folder
         average = result.ema
         assert isinstance(average, CoCa)
-        save_module(folder / "captioner.safetensors", average)
+        save_captioner(folder, average, writing, FRAMES, FPS)
         figures: dict[str, float] = {}
         for split in ("in", "held_out"):
             clips, _ = self._clips(split, self.n)
             scenes = [self._scene(split, place) for place in range(self.n)]
             for style in STYLES:
-                texts = write(average, writing, clips, style)
+                texts = write(average, writing, clips.numpy(), style)
                 for name, value in score(texts, scenes).items():
                     figures[f"{style}/{name}/{split}"] = value
                 if split == "in":
@@ -138,18 +139,6 @@ class Captioner:
 
     def _clips(self, split: str, count: int) -> tuple[Tensor, list[list[dict[str, str]]]]:
         return in_memory([self._job(split, place) for place in range(count)], self.workers, split)
-
-
-@torch.no_grad()
-def write(model: CoCa, writing: Writing, video: Tensor, style: str, batch: int = 32) -> list[str]:
-    """Captions of uint8 clips `(B, T, H, W, 3)`, greedily."""
-    model.eval()
-    device = next(model.parameters()).device
-    texts: list[str] = []
-    for clips in video.split(batch):
-        ids = caption(model, as_pixels(clips.to(device)), writing.start(style), writing.end, writing.limit)
-        texts += writing.decode(ids)
-    return texts
 
 
 def score(texts: Sequence[str], scenes: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -34,7 +34,7 @@ from tubelet.core.weights import load_module, save_module
 from tubelet.data.schema import Record
 from tubelet.data.shards import ShardDataset, ShardWriter
 from tubelet.data.states import CachedTextEncoder, cache_states
-from tubelet.data.stream import BucketStream, CaptionChoice, PackStream, Stream, TensorSource
+from tubelet.data.stream import BucketStream, CaptionChoice, PackStream, Stream, TensorSource, names_of
 from tubelet.diffusion.objectives import Prediction
 from tubelet.diffusion.paths import SigmaSampling
 from tubelet.generate.engine import Engine, Request, Sampling
@@ -388,8 +388,8 @@ class WorldsRecipe:
         if self.text_encoder != "own":
             inner, states = build_text(self.text_encoder), folder / "text-states"
             if source is not None:
-                kinds = [kind for kind, share in self.captions.items() if share > 0]
-                texts = (c["text"] for captions in _captions(source) for c in captions if c["kind"] in kinds)
+                kinds = {kind for kind, share in self.captions.items() if share > 0}
+                texts = (c["text"] for captions in _captions(source) for c in captions if kinds & {*names_of(c)})
                 cache_states(inner.encode, texts, states)
             torch.manual_seed(self.denoise.seed)  # the initial weights
             return TextToVideo(CachedTextEncoder(inner, states), Spacetime(self.denoiser))

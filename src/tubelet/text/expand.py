@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any, Generic, Protocol, TypeVar
@@ -62,7 +62,7 @@ class RuleExpander(Generic[SceneT]):
 
 
 @dataclass(frozen=True)
-class ChatExpander:
+class ChatModel:
     """A chat model behind any endpoint that speaks `POST {base_url}/chat/completions`, local or hosted.
 
     `base_url`: e.g. `http://127.0.0.1:8080/v1`; `timeout` in seconds for connecting and for each read. Redirects are not
@@ -73,7 +73,6 @@ class ChatExpander:
     model: str
     api_key: str | None = field(default=None, repr=False)
     timeout: float = 30.0
-    instructions: str = INSTRUCTIONS
 
     def __post_init__(self) -> None:
         address = urlsplit(self.base_url)
@@ -86,12 +85,13 @@ class ChatExpander:
         if not self.timeout > 0:
             raise UserError(f"the chat endpoint's timeout must be more than 0 seconds, got {self.timeout}; raise it")
 
-    def expand(self, prompt: str) -> Expansion:
-        """Raises UserError when the endpoint cannot be reached, is too slow, refuses or answers nonsense."""
-        prompt = prompt.encode(errors="replace").decode()
-        messages = [{"role": "system", "content": self.instructions}, {"role": "user", "content": prompt}]
-        text = _content(self._ask({"model": self.model, "messages": messages}), self.base_url)
-        return Expansion(prompt, text, self.model)
+    def answer(self, instructions: str, content: str | Sequence[Mapping[str, Any]]) -> str:
+        """What the model says to one message, as one line. `content` is text, or parts such as `{"type": "image_url", ...}`.
+
+        Raises UserError when the endpoint cannot be reached, is too slow, refuses or answers nonsense.
+        """
+        messages = [{"role": "system", "content": instructions}, {"role": "user", "content": content}]
+        return _content(self._ask({"model": self.model, "messages": messages}), self.base_url)
 
     def _ask(self, question: dict[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -115,9 +115,19 @@ class ChatExpander:
                 raise UserError(
                     f"the chat endpoint {address} took longer than {self.timeout:g} s; raise the timeout"
                 ) from error
-            raise UserError(
-                f"cannot reach the chat endpoint {address} ({reason}); start it, or go on without prompt expansion"
-            ) from error
+            raise UserError(f"cannot reach the chat endpoint {address} ({reason}); start it, or go on without it") from error
+
+
+@dataclass(frozen=True)
+class ChatExpander(ChatModel):
+    """A chat model that is told to expand prompts."""
+
+    instructions: str = INSTRUCTIONS
+
+    def expand(self, prompt: str) -> Expansion:
+        """Raises UserError as `answer` does."""
+        prompt = prompt.encode(errors="replace").decode()
+        return Expansion(prompt, self.answer(self.instructions, prompt), self.model)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -164,6 +164,47 @@ def test_a_missing_kind_gives_its_share_to_the_others() -> None:
             CaptionChoice(wrong, 0)
 
 
+def recaptioned(number: int) -> list[dict[str, str]]:
+    """An original caption by one of two worlds, and two by a captioner."""
+    by = [("short", ("phys", "persist")[number % 2]), ("short", "coca"), ("dense", "coca")]
+    return [{"text": f"{kind}@{source} {number}", "kind": kind, "source": source} for kind, source in by]
+
+
+def test_captions_of_one_source_are_drawn_in_their_proportion_anew_each_time() -> None:
+    # Each record has a short caption by one of the two worlds, which thus keeps the whole of its 5 %.
+    blend = {"dense@coca": 0.95, "short@phys": 0.05, "short@persist": 0.05}
+    source = TensorSource(
+        {"latent": torch.arange(20.0)[:, None]}, [recaptioned(n) for n in range(20)], seed=1, proportions=blend
+    )
+    seen: dict[int, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for _ in range(3000):
+        batch = source.draw(4)
+        for caption, index in zip(batch["caption"], batch["index"].tolist(), strict=True):
+            seen[index][caption.split()[0]] += 1
+    whole = sum(seen.values(), collections.Counter())
+    assert whole["dense@coca"] / 12_000 == pytest.approx(0.95, abs=0.015)
+    assert "short@coca" not in whole, "a kind by one source is not that kind by another"
+    for index, counts in seen.items():
+        assert set(counts) == {"dense@coca", f"short@{('phys', 'persist')[index % 2]}"}, "every item is read in every way"
+
+
+def test_a_kind_without_a_source_is_that_of_all_sources() -> None:
+    choice = CaptionChoice({"short": 1.0}, seed=0)
+    picked = collections.Counter(choice.pick(recaptioned(0), Draw(0, n)) for n in range(1000))
+    assert picked.keys() == {0, 1}
+    assert 400 < picked[0] < 600
+    with pytest.raises(UserError, match="no caption of the kinds dense@other"):
+        CaptionChoice({"dense@other": 1.0}, seed=0).pick(recaptioned(0), Draw(0, 0))
+
+
+def test_a_batch_falls_back_where_an_item_lacks_its_kind() -> None:
+    blend = CaptionChoice({"short": 0.5, "dense@coca": 0.5}, seed=0)
+    batches = [blend.of_batch(position) for position in range(40)]
+    assert {batch.first for batch in batches} == {"short", "dense@coca"}
+    own = [{"text": "a", "kind": "short", "source": "me"}]
+    assert all(batch.pick(own, Draw(0, 0)) == 0 for batch in batches)
+
+
 def test_a_tensor_source_gathers_and_checks_lengths() -> None:
     source = TensorSource({"a": torch.arange(10), "b": torch.arange(10).to(torch.bfloat16)}, seed=0)
     batch = source.draw(4)

@@ -58,6 +58,10 @@ def test_chains_preserve_variance_and_are_their_table_at_integer_steps(path):
     at = path.sigma_of_step(steps)
     torch.testing.assert_close(path.alpha(at) ** 2, path.alphas_cumprod, rtol=1e-9, atol=1e-15)
     torch.testing.assert_close(path.step_of_sigma(at), steps.double(), rtol=0, atol=1e-9)
+    # As a network is told them: a level that went through float32 is still its step, and what lies between stays there.
+    assert torch.equal(path.told_step(at.float()), steps.double())
+    told = path.told_step(torch.tensor([0.0, 0.50025], dtype=torch.float32))
+    torch.testing.assert_close(told, torch.tensor([0.0, 499.25], dtype=torch.float64), rtol=0, atol=1e-3)
     # float32 levels may sit a rounding away from the step, not more.
     torch.testing.assert_close(path.alpha(at.float()).double() ** 2, path.alphas_cumprod, rtol=2e-5, atol=1e-7)
 

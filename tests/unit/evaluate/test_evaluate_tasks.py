@@ -11,7 +11,7 @@ import torch
 
 from tubelet.codecs import build_codec
 from tubelet.core.errors import UserError
-from tubelet.evaluate.tasks import LONG, STRENGTHS, TASKS, Bench, _motion, changes, evaluate_sizes, evaluate_tasks, seam
+from tubelet.evaluate.tasks import LONG, STRENGTHS, TASKS, Bench, changes, evaluate_sizes, evaluate_tasks, motion, seam
 from tubelet.generate.engine import Engine, Sampling
 from tubelet.generate.folder import Part, SystemConfig
 from tubelet.generate.system import System
@@ -62,7 +62,7 @@ def test_the_truth_moves_as_it_does_and_standing_still_does_not(system: System) 
     for number in range(4):
         episode = bench.episode(number)
         for made, step in ((range(5, 9), 1), (range(4), -1)):
-            _motion(lambda figure, value: values[figure].append(value), episode.video, episode, made, step)
+            motion(lambda figure, value: values[figure].append(value), episode.video, episode, made, step)
     assert np.mean(values["found"]) > 0.95
     assert np.mean(values["velocity"]) < 0.1
     assert np.mean(values["velocity/copy"]) > 3 * np.mean(values["velocity"])

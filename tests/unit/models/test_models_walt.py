@@ -402,3 +402,25 @@ def test_inputs_that_do_not_fit_are_named() -> None:
     ):
         with pytest.raises(UserError, match=message):
             model(*arguments)
+
+
+# Full attention
+
+
+def test_without_alternation_windows_as_large_as_the_grid_are_full_attention() -> None:
+    """Every layer sees everything: a change of one cell reaches all of them in the first one."""
+    config = replace(tiny(SIZES["L"]), window=GRID, alternate=False, depth=1)
+    model = filled(WALT(config))
+    assert [b.attention.window for b in model.blocks if isinstance(b, WALTBlock)] == [GRID]
+    z, t, label, *_ = inputs(config, 1)
+    other = z.clone()
+    other[:, :, 0, 0, 0] += 1
+    with torch.no_grad():
+        moved = (model(z, t, label) - model(other, t, label)).abs().amax((0, 1))  # (T, H, W)
+    assert (moved > 0).all()
+    alternating = filled(WALT(replace(config, alternate=True)))
+    assert sum(p.numel() for p in model.parameters()) > sum(p.numel() for p in alternating.parameters())
+    with torch.no_grad():
+        moved = (alternating(z, t, label) - alternating(other, t, label)).abs().amax((0, 1))
+    assert (moved[0] > 0).all()
+    assert not moved[1:].any()

@@ -1,0 +1,1 @@
+"""Making a data set better than it was found: captions written anew, and captions made worse to learn what that costs."""

@@ -1,0 +1,361 @@
+"""What experiments on the lineage share: latents, codec and words of a finished run, the rows of a table, and their measures.
+
+Rows are trained or measured one after the other; each has a folder with what it measured, so that an interrupted experiment
+goes on where it stopped. All networks live on the latents that a run of worlds-64 has left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from tubelet.codecs.base import Codec
+from tubelet.core.config import to_dict
+from tubelet.core.errors import UserError
+from tubelet.core.files import read_json, whole_file, write_json
+from tubelet.core.log import note, progress
+from tubelet.core.types import Condition, Video
+from tubelet.core.weights import load_tensors, save_tensors
+from tubelet.data.shards import ShardDataset
+from tubelet.data.stream import TensorSource
+from tubelet.evaluate.caption import follow
+from tubelet.evaluate.distance import distances, features
+from tubelet.evaluate.reading import Reading
+from tubelet.evaluate.report import Case, through_codec
+from tubelet.generate.engine import Engine, Request, Sampling
+from tubelet.generate.layouts import Chain
+from tubelet.generate.system import load
+from tubelet.media.sheet import contact_sheet, save_sheet
+from tubelet.runtime.cpu import accelerate, restore, use_fast_attention
+from tubelet.runtime.device import choose_device
+from tubelet.train.lineage import FrozenText
+from tubelet.train.loop import Objective, TrainConfig, train
+from tubelet.train.text_to_video import TextToVideo
+from tubelet.worlds.constants import PHYS2D_KINDS
+from tubelet.worlds.grammar import parse
+
+Figures = dict[str, float]
+STILL_FRAMES = 4
+"""A picture is judged as a film of so many frames that stands still."""
+SHOWN = 12
+"""Most pictures or frames of a row on the sheet."""
+
+
+# What a finished run lends
+
+
+@dataclass(frozen=True)
+class Lent:
+    """A finished run of worlds-64: where it lies, its codec and words, and the size of its films."""
+
+    folder: Path
+    codec: Codec
+    text: FrozenText
+    size: tuple[int, int]
+    frames: int
+    fps: float
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.codec.parameters()).device
+
+    @property
+    def cells(self) -> tuple[int, int, int]:
+        """Latent (frames, rows, columns) of a film."""
+        return self.codec.strides.latent_shape(self.frames, *self.size)
+
+
+def borrow(folder: str, device: str = "auto") -> Lent:
+    """The parts of a finished run of worlds-64. Raises UserError when the folder holds none."""
+    whole = Path(folder)
+    if not (whole / "export.json").exists() or not (whole / "latents").exists():
+        raise UserError(f"{whole} holds no finished run of worlds-64; run tubelet train worlds-64 first, or set whole")
+    system = load(whole / "system", device=device, dtype="float32")
+    restore(system.text)  # it is read in training, too
+    return Lent(whole, system.codec, FrozenText(system.text), system.config.size, system.config.frames, system.config.fps)
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Raises UserError unless these are kinds of clips with objects."""
+    unknown = [kind for kind in kinds if kind not in PHYS2D_KINDS]
+    if unknown or not kinds:
+        raise UserError(f"kinds are some of {', '.join(PHYS2D_KINDS)}, got {list(kinds)}; choose among them")
+
+
+def latents(lent: Lent, kinds: Sequence[str], frames: Sequence[int]) -> Callable[[int], TensorSource]:
+    """The run's clips of these kinds, their latent `frames` alone, with short captions: a source of them for each seed.
+
+    Raises UserError when the run has none.
+    """
+    dataset = ShardDataset(lent.folder / "latents")
+    shape = (lent.codec.channels, *lent.cells)
+    values: list[Tensor] = []
+    captions: list[list[dict[str, str]]] = []
+    with progress("reading latents", "clips") as advance:
+        for index in range(len(dataset)):
+            record = dataset.read(index)
+            advance(index + 1, len(dataset))
+            if record is None or record.tensors["latent"].shape != shape:
+                continue
+            text = next(one["text"] for one in record.meta["captions"] if one["kind"] == "short")
+            if parse(text).get("kind") in kinds:
+                values.append(record.tensors["latent"][:, list(frames)].clone())
+                captions.append([{"text": text, "kind": "short"}])
+    if not values:
+        raise UserError(f"{lent.folder} has no clips of {', '.join(kinds)}; choose other kinds, or another run")
+    whole = torch.stack(values)  # (n, C, T, h, w)
+    return lambda seed: TensorSource({"latent": whole}, captions, seed=seed, proportions={"short": 1.0})
+
+
+# Rows and their table
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row measured, and a clip, uint8 `(T, H, W, 3)`, that stands for it on the sheet."""
+
+    figures: Figures
+    shown: np.ndarray | None = None
+
+
+Column = tuple[str, str, Callable[[float], str]]
+"""Head, name of the figure, and how it is written."""
+
+
+def plain(digits: int = 2) -> Callable[[float], str]:
+    """A number with so many digits."""
+    return lambda value: f"{value:.{digits}f}"
+
+
+def millions(value: float) -> str:
+    return f"{value / 1e6:.2f} M"
+
+
+def compare(
+    folder: Path,
+    settings: Any,
+    rows: Mapping[str, Callable[[Path], Row | None]],
+    columns: Sequence[Column],
+    chosen: Sequence[str],
+) -> Path:
+    """Measure every row that is not yet measured, then write table.md, table.json and sheet.png; returns table.md.
+
+    `rows`: name -> what measures it in a folder of its own, None where it was stopped: then `folder` is returned. `settings` is
+    the experiment's config, of which only `chosen`, the rows asked for, may change in a folder. Raises UserError otherwise, and
+    on a row that does not exist.
+    """
+    unknown = [name for name in chosen if name not in rows]
+    if unknown:
+        raise UserError(f"there is no row {unknown[0]!r}; choose among {', '.join(rows)}")
+    use_fast_attention()
+    stated = {name: value for name, value in to_dict(settings).items() if name != "rows"}
+    places = {name: folder / "".join(c if c.isalnum() else "-" for c in name) for name in rows}
+    path = folder / "settings.json"
+    if not any(place.exists() for place in places.values()):
+        write_json(path, stated)
+    found = read_json(path)
+    changed = [name for name, value in stated.items() if found.get(name) != value]
+    if changed:
+        raise UserError(f"{folder} was begun with other settings of {changed[0]!r}; use another --out, or the same settings")
+    results: dict[str, Figures] = {}
+    clips: dict[str, np.ndarray] = {}
+    for name in chosen:
+        place = places[name]
+        if not (place / "figures.json").exists():
+            note(f"{folder.name}: {name}")
+            row = rows[name](place)
+            if row is None:
+                note(f"stopped in {name}; the same command goes on from there")
+                return folder
+            if row.shown is not None:
+                save_tensors(place / "shown.safetensors", {"clip": torch.from_numpy(row.shown)})
+            write_json(place / "figures.json", row.figures)
+        results[name] = read_json(place / "figures.json")
+        if (place / "shown.safetensors").exists():
+            clips[name] = load_tensors(place / "shown.safetensors")["clip"].numpy()
+    save_sheet(contact_sheet(list(clips.values()), list(clips), columns_frames=SHOWN), folder / "sheet.png")
+    write_json(folder / "table.json", results)
+    with whole_file(folder / "table.md") as temporary:
+        temporary.write_text(markdown(results, columns), encoding="utf-8")
+    note(markdown(results, columns))
+    return folder / "table.md"
+
+
+def markdown(results: Mapping[str, Figures], columns: Sequence[Column]) -> str:
+    """The table as a page holds it; a figure that a row does not have is left open."""
+    lines = ["| | " + " | ".join(head for head, _, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, figures in results.items():
+        cells = [write(figures[figure]) if figure in figures else "" for _, figure, write in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+# A trained row
+
+
+def train_row(
+    place: Path, model: TextToVideo, objective: Objective, source: TensorSource, config: TrainConfig
+) -> tuple[TextToVideo, Figures] | None:
+    """Train in a folder, or go on there: the averaged model, and what it has cost in parameters, steps and seconds of training.
+
+    None when it was stopped.
+    """
+    clock = place / "seconds.json"
+    before = float(read_json(clock)["training"]) if clock.exists() else 0.0
+    begun = time.perf_counter()
+    result = train(model, objective, source, config, place)
+    seconds = before + time.perf_counter() - begun
+    write_json(clock, {"training": seconds})
+    if not result.finished:
+        return None
+    average = result.ema.eval()
+    assert isinstance(average, TextToVideo), "a copy of the model"
+    parameters = sum(p.numel() for p in average.denoiser.parameters())
+    return average, {"parameters": float(parameters), "steps": float(result.step), "train_seconds": seconds}
+
+
+@torch.no_grad()
+def macs(denoiser: nn.Module, lent: Lent, frames: int, known: int = 0, prompt: str = "a large red ball bounces once") -> float:
+    """Multiply-accumulates of one forward on one film of `frames` latent frames, the first `known` of them given."""
+    z = torch.zeros(1, lent.codec.channels, frames, *lent.cells[1:], device=lent.device)
+    sigma = torch.full((1,), 0.5, device=lent.device)
+    if known:
+        sigma = (torch.arange(frames, device=lent.device) >= known).float()[None] / 2  # (1, T)
+    condition: Condition = lent.text.encode([prompt])
+    # torch counts the fused attention of every device but the CPU.
+    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
+        denoiser(z, sigma, condition)
+    return counter.get_total_flops() / 2
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: TextToVideo, objective: Objective, clips: Tensor, captions: Sequence[str], rounds: int = 4, batch: int = 64
+) -> float:
+    """The objective's loss on latents `(n, C, T, h, w)` that no training has seen, at `rounds` steps and noises of each.
+
+    The same steps and noises for every model, so that rows of one objective compare finely.
+    """
+    rng = torch.Generator().manual_seed(0)
+    total = 0.0
+    for begin in list(range(0, len(clips), batch)) * rounds:
+        part = clips[begin : begin + batch]
+        losses = objective(model, {"latent": part, "caption": list(captions[begin : begin + batch])}, rng)
+        total += float(losses["loss"]) * len(part) / (rounds * len(clips))
+    return total
+
+
+def engine_of(lent: Lent, model: TextToVideo, chain: Chain, cells: int) -> Engine:
+    """The engine that samples a trained model on its chain; `cells` is what rows and columns must be multiples of."""
+    if lent.device.type == "cpu":
+        accelerate(model.denoiser)
+    return Engine(
+        lent.codec, model.denoiser, model.text, chain.prediction, (1, cells, cells), path=chain.path, levels=chain.levels
+    )
+
+
+# Films from words, beside what truth scores
+
+
+def films(
+    engine: Engine, cases: Sequence[Case], size: tuple[int, int], sampling: Sampling, batch: int = 32
+) -> tuple[np.ndarray, float]:
+    """A film for each case, as long as its truth: uint8 `(n, T, H, W, 3)`, and seconds of denoising for each."""
+    requests = [Request(case.text, number) for number, case in enumerate(cases)]
+    with progress("sampling", "steps") as advance:
+        pixels, timings = engine.sample(requests, size, len(cases[0].truth), sampling, batch=batch, progress=advance)
+    return Video(pixels, cases[0].fps).to_uint8(), timings["denoise"] / len(cases)
+
+
+def facet_figures(clips: Sequence[np.ndarray], cases: Sequence[Case], facets: Sequence[str], split: str) -> Figures:
+    """`FACET/SPLIT`: the share of uint8 clips `(T, H, W, 3)` that show what their caption names of each of `facets`."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for clip, case in zip(clips, cases, strict=True):
+        film = np.repeat(clip, STILL_FRAMES, 0) if len(clip) == 1 else clip
+        for facet, value in follow(Reading(film, case.fps), case.fps, case.wanted).items():
+            if facet in facets:
+                right[facet].append(value)
+    return {f"{facet}/{split}": float(np.mean(values)) for facet, values in right.items()}
+
+
+def truth_rows(
+    lent: Lent, cases: Mapping[str, Sequence[Case]], others: Sequence[Case], facets: Sequence[str]
+) -> dict[str, Callable[[Path], Row]]:
+    """The rows that need no training: what truth itself and truth through the codec score; `cases` by split.
+
+    The distance of truth is that to `others`, as many other clips of the first split.
+    """
+    first = next(iter(cases))
+    truth = {split: np.stack([case.truth for case in several]) for split, several in cases.items()}
+
+    def row(clips: Mapping[str, np.ndarray], compared: np.ndarray) -> Row:
+        figures: Figures = {}
+        for split, several in cases.items():
+            figures |= facet_figures(list(clips[split]), several, facets, split)
+        return Row(figures | distances(features(truth[first]), features(compared)), on_sheet(clips[first]))
+
+    def coded(_: Path) -> Row:
+        fps = cases[first][0].fps
+        clips = {split: np.stack(list(through_codec(lent.codec, list(t), fps, batch=32))) for split, t in truth.items()}
+        return row(clips, clips[first])
+
+    return {
+        "truth": lambda _: row(truth, np.stack([case.truth for case in others])),
+        "truth through the codec": coded,
+    }
+
+
+def film_figures(
+    engine: Engine,
+    cases: Mapping[str, Sequence[Case]],
+    lent: Lent,
+    sampling: Sampling,
+    facets: Sequence[str],
+) -> tuple[Figures, np.ndarray]:
+    """Facets of every split, distances of the first from its truth, seconds a film; and what stands on the sheet."""
+    figures: Figures = {}
+    shown: np.ndarray | None = None
+    for split, several in cases.items():
+        made, seconds = films(engine, several, lent.size, sampling)
+        figures |= facet_figures(list(made), several, facets, split)
+        if shown is None:
+            truth = np.stack([case.truth for case in several])
+            figures |= {**distances(features(truth), features(made)), "seconds": seconds}
+            shown = on_sheet(made)
+    assert shown is not None, "at least one split"
+    return figures, shown
+
+
+def on_sheet(clips: np.ndarray) -> np.ndarray:
+    """What of `(n, T, H, W, 3)` stands in a row of the sheet, `(T, H, W, 3)`: pictures side by side, or the first film."""
+    return clips[:SHOWN, 0] if clips.shape[1] == 1 else clips[0]
+
+
+def encoded(lent: Lent, cases: Sequence[Case], batch: int = 32) -> Tensor:
+    """The latents of true clips, `(n, C, T, h, w)`."""
+    parts = []
+    with torch.no_grad():
+        for begin in range(0, len(cases), batch):
+            video = Video.from_uint8(np.stack([case.truth for case in cases[begin : begin + batch]]), cases[0].fps)
+            parts.append(lent.codec.encode(video.pixels.to(lent.device)).float())
+    return torch.cat(parts)
+
+
+def scaled(config: TrainConfig, ratio: float) -> TrainConfig:
+    """The same training in `ratio` times as many steps."""
+    return replace(config, steps=max(1, round(config.steps * ratio)), warmup=round(config.warmup * ratio))
+
+
+def device_of(config: TrainConfig) -> str:
+    """Where the codec and the words must be: where this training is."""
+    return str(choose_device(config.device))

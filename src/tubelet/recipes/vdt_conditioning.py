@@ -1,0 +1,209 @@
+"""vdt-conditioning: how is a film's beginning told to a network that predicts the rest? VDT's three ways at equal steps.
+
+Paper: VDT (Lu et al. 2023), section 3 and the table on Physion: adaptive layer norm, cross-attention, token concatenation.
+Command: tubelet train vdt-conditioning
+Cost: not measured, it has not been run yet; sized for forty minutes on two cores, after worlds-64, on whose latents it trains.
+Score: none yet; a run leaves table.json, table.md and sheet.png in its folder.
+
+All three see the same clips and steps, know the same first half of each and read no words. Velocity of the main object in made
+frames is measured against exact state, beside what truth reads by the same tracker, keeping the last velocity and standing
+still. Laws are judged on the whole film, so that "last frame held" says what the known half alone is worth. In the paper
+concatenation is best, cross-attention near it, adaptive norm far behind (FVD 129.1, 134.9, 270.8).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from tubelet.core.errors import UserError
+from tubelet.core.log import progress
+from tubelet.core.types import Video
+from tubelet.diffusion.paths import VPLinear
+from tubelet.evaluate.laws import LAWS
+from tubelet.evaluate.reading import Reading
+from tubelet.evaluate.report import Case, Tally, through_codec, world_of
+from tubelet.evaluate.tasks import MOVING, motion
+from tubelet.generate.engine import Engine, Request, Sampling
+from tubelet.generate.layouts import Chain
+from tubelet.models.vdt import VDT, VDTConfig
+from tubelet.recipes.lineage import (
+    Figures,
+    Lent,
+    Row,
+    borrow,
+    check_kinds,
+    compare,
+    device_of,
+    encoded,
+    engine_of,
+    held_out_loss,
+    latents,
+    macs,
+    millions,
+    plain,
+    train_row,
+)
+from tubelet.tasks.given import Given
+from tubelet.train.lineage import Forecast, ForecastObjective
+from tubelet.train.loop import TrainConfig
+from tubelet.train.optim import OptimizerConfig
+from tubelet.train.text_to_video import TextToVideo
+from tubelet.worlds import WORLDS
+from tubelet.worlds.base import Episode
+from tubelet.worlds.constants import TEST_SEEDS
+
+Conditioning = Literal["adaln", "cross-attention", "concat"]
+KINDS: dict[str, Conditioning] = {
+    "adaptive layer norm": "adaln",
+    "cross-attention": "cross-attention",
+    "token concatenation": "concat",
+}
+LAW_COLUMNS = ("inertia", "gravity", "momentum", "impenetrability", "steady")
+
+
+@dataclass(frozen=True)
+class VDTConditioning:
+    """Sizes, training and measures. Channels are the run's."""
+
+    whole: str = "runs/worlds-64"
+    """The folder of a finished run of worlds-64."""
+    rows: tuple[str, ...] = tuple(KINDS)
+    kinds: tuple[str, ...] = (*MOVING, "collision")
+    known: int = 8
+    """Latent frames at the beginning that are given."""
+    vdt: VDTConfig = field(default_factory=lambda: VDTConfig(width=192, depth=6, heads=3, patch=2, in_channels=8, classes=1))
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=1600,
+            batch=24,
+            warmup=50,
+            optimizer=OptimizerConfig(learning_rate=3e-3, learning_rate_adamw=1e-3),
+            checkpoint_minutes=4.0,
+        )
+    )
+    sampling: Sampling = field(default_factory=lambda: Sampling(steps=50, guidance=1.0, solver="ddim"))
+    n: int = 60
+    """Test episodes, the kinds in turn."""
+
+    def run(self, folder: Path) -> Path:
+        """Every row that is not yet measured; returns the table's file. Raises UserError without a finished run."""
+        check_kinds(self.kinds)
+        lent = borrow(self.whole, device_of(self.train))
+        frames = lent.cells[0]
+        if not 2 <= self.known < frames:
+            raise UserError(f"known must lie in 2 .. {frames - 1}, got {self.known}; one frame has no velocity")
+        source = functools.cache(lambda: latents(lent, self.kinds, range(frames)))
+        episodes = [self._episode(number, lent) for number in range(self.n)]
+        begin = lent.codec.strides.pixel_shape(self.known, 1, 1)[0]  # pixel frames that are known
+        objective = ForecastObjective(known=self.known)
+
+        def trained(name: str, place: Path) -> Row | None:
+            torch.manual_seed(self.train.seed)  # the initial weights
+            chain = Chain(VPLinear(), "eps", spacing="trailing")
+            vdt = replace(self.vdt, in_channels=lent.codec.channels, conditioning=KINDS[name], learn_sigma=True)
+            model = TextToVideo(lent.text, Forecast(VDT(vdt), chain.path))
+            cost = macs(model.denoiser.to(lent.device), lent, frames, self.known)
+            result = train_row(place, model, objective, source()(self.train.seed), self.train)
+            if result is None:
+                return None
+            average, figures = result
+            cases = [_case(episode) for episode in episodes]
+            loss = held_out_loss(average, objective, encoded(lent, cases), [case.text for case in cases])
+            made, seconds = self._predicted(engine_of(lent, average, chain, vdt.patch), episodes, begin)
+            own = judged(made, episodes, begin) | {"loss": loss, "macs": cost, "seconds": seconds}
+            return Row(own | figures, made[0])
+
+        rows: dict[str, Callable[[Path], Row | None]] = {name: functools.partial(trained, name) for name in KINDS}
+        simple = self._simple(lent, episodes, begin)
+        columns = (
+            ("velocity error", "velocity", plain()),
+            ("found", "found", plain()),
+            *((law, f"law/{law}", plain()) for law in LAW_COLUMNS),
+            ("held-out loss", "loss", plain(4)),
+            ("parameters", "parameters", millions),
+            ("MACs", "macs", millions),
+            ("training, s", "train_seconds", plain(0)),
+            ("s a film", "seconds", plain()),
+        )
+        return compare(folder, self, {**rows, **simple}, columns, (*self.rows, *simple))
+
+    def _episode(self, number: int, lent: Lent) -> Episode:
+        kind = self.kinds[number % len(self.kinds)]
+        return WORLDS[world_of(kind)].sample(TEST_SEEDS[number], *lent.size, lent.frames, lent.fps, kind=kind)
+
+    def _predicted(self, engine: Engine, episodes: Sequence[Episode], begin: int, batch: int = 16) -> tuple[np.ndarray, float]:
+        """Each episode's first `begin` frames and what the network makes of them, uint8 `(n, T, H, W, 3)`; seconds for each."""
+        films: list[np.ndarray] = []
+        seconds = 0.0
+        with progress("predicting", "films") as advance:
+            for start in range(0, len(episodes), batch):
+                part = episodes[start : start + batch]
+                truth = np.stack([episode.video for episode in part])
+                clean = engine.encode(Video.from_uint8(truth, part[0].fps).pixels)  # (B, C, T, h, w)
+                mask = torch.ones(len(part), *clean.shape[2:])
+                mask[:, : self.known] = 0
+                # What is to be made stays hidden from the engine, too.
+                given = Given(clean.cpu() * (1 - mask[:, None]), mask)
+                requests = [Request(episode.short, start + place) for place, episode in enumerate(part)]
+                pixels, timings = engine.sample(
+                    requests, truth.shape[2:4], truth.shape[1], self.sampling, batch=len(part), given=given
+                )
+                made = Video(pixels, part[0].fps).to_uint8()
+                made[:, :begin] = truth[:, :begin]
+                films.append(made)
+                seconds += timings["denoise"] / len(episodes)
+                advance(start + len(part), len(episodes))
+        return np.concatenate(films), seconds
+
+    def _simple(self, lent: Lent, episodes: Sequence[Episode], begin: int) -> dict[str, Callable[[Path], Row]]:
+        """The rows that need no network."""
+        truth = np.stack([episode.video for episode in episodes])
+
+        def held(_: Path) -> Row:
+            still = truth.copy()
+            still[:, begin:] = truth[:, begin - 1 : begin]
+            figures = judged(still, episodes, begin)
+            return Row(figures | {"velocity": judged(truth, episodes, begin)["velocity/copy"]}, still[0])
+
+        def coded(_: Path) -> Row:
+            clips = np.stack(list(through_codec(lent.codec, list(truth), episodes[0].fps)))
+            return Row(judged(clips, episodes, begin), clips[0])
+
+        return {
+            "last velocity kept": lambda _: Row({"velocity": judged(truth, episodes, begin)["velocity/constant"]}),
+            "last frame held": held,
+            "truth through the codec": coded,
+            "truth": lambda _: Row(judged(truth, episodes, begin), truth[0]),
+        }
+
+
+def _case(episode: Episode) -> Case:
+    scene = episode.tags["scene"]
+    return Case(episode.short, scene, episode.tags["kind"], episode.tags["seed"], episode.video, episode.fps)
+
+
+def judged(clips: np.ndarray, episodes: Sequence[Episode], begin: int) -> Figures:
+    """Velocity errors and `found` from frame `begin` on, as `evaluate.tasks` has them, and the law card of whole films.
+
+    `clips` uint8 `(n, T, H, W, 3)`; a law is named `law/LAW`, where an episode's kind has it.
+    """
+    values: dict[str, list[float]] = defaultdict(list)
+    tally = Tally()
+    for clip, episode in zip(clips, episodes, strict=True):
+        motion(lambda name, value: values[name].append(value), clip, episode, range(begin, len(clip)), 1)
+        tally.add(Reading(clip, episode.fps), episode.tags["scene"], tuple(LAWS), caption=False)
+    out = {name: float(np.mean(several)) for name, several in values.items()}
+    return out | {name: value for name, value in tally.figures().items() if name.count("/") == 1}
+
+
+def recipe() -> VDTConditioning:
+    """The experiment."""
+    return VDTConditioning()

@@ -1,0 +1,117 @@
+"""Files: pictures and clips uploaded once, to be named in later requests. Kept is what was let in: upright, stripped."""
+
+from __future__ import annotations
+
+import time
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import Depends, Query, Request, Response
+
+from tubelet.serve.content import file_response
+from tubelet.serve.errors import invalid, not_found
+from tubelet.serve.inputs import FILES, checked, new_id, take_upload
+from tubelet.serve.openapi import operations, takes
+from tubelet.serve.records import Asset
+from tubelet.serve.schemas import File, FileCreate, FileDeleted, FileList
+from tubelet.serve.service import Body, Maker, Reader, Room
+from tubelet.serve.submit import read_as
+
+router = operations("files")
+EntryT = TypeVar("EntryT", bound=dict[str, Any])
+
+
+def _id(file_id: str) -> str:
+    return checked("file", file_id)
+
+
+FileId = Annotated[str, Depends(_id)]
+
+
+def paged(entries: list[EntryT], after: str | None, limit: int, order: str) -> tuple[list[EntryT], bool]:
+    """A page of entries, which come oldest first, and whether there are more. Raises ApiError when `after` is none of them."""
+    ordered = entries if order == "asc" else entries[::-1]
+    if after is not None:
+        place = next((number for number, entry in enumerate(ordered) if entry["id"] == after), None)
+        if place is None:
+            raise invalid("There is no such entry to go on after.", "after")
+        ordered = ordered[place + 1 :]
+    return ordered[:limit], len(ordered) > limit
+
+
+def _plain_name(name: str, media: str) -> str:
+    """A file's name without folders and odd signs, with the ending of what it is now."""
+    stem = PurePosixPath(name.replace("\\", "/")).stem
+    kept = "".join(sign if sign.isalnum() or sign in " ._-" else "_" for sign in stem)[:100].strip(" .") or "file"
+    return f"{kept}.{'png' if media == 'image/png' else 'mp4'}"
+
+
+@router.post("/v1/files", response_model=File, openapi_extra=takes(FileCreate))
+async def create_file(room: Room, caller: Maker, fields: Body) -> File:
+    """Upload a picture or a clip."""
+    asked = read_as(FileCreate, fields)
+    taken = await take_upload(room, asked.file, "file", "any")
+    file = File(
+        id=new_id("file"),
+        bytes=taken.kept[0][0].bytes,
+        created_at=int(time.time()),
+        filename=_plain_name(asked.file.filename, taken.media),
+        purpose=asked.purpose,
+        media_type=taken.media,
+    )
+    facts = {"asset": taken.asset, "media": taken.media, "size": list(taken.size), "frames": taken.frames}
+    more = {"seconds": taken.seconds, "credentials": taken.credentials}
+    await room.write(room.jobs.put, FILES, file.id, caller.owner, {**file.model_dump(), **facts, **more})
+    await room.write(room.keep, taken.kept)
+    return file
+
+
+@router.get("/v1/files", response_model=FileList)
+async def list_files(
+    room: Room,
+    caller: Reader,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: Annotated[str | None, Query(max_length=64)] = None,
+) -> FileList:
+    """The caller's files, newest first, a page at a time."""
+    documents = [d for d in await room.read(room.jobs.all, FILES, caller.owner) if purpose in (None, d["purpose"])]
+    entries, more = paged(documents, after, limit, order)
+    data = [File.model_validate(entry) for entry in entries]
+    return FileList(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=more)
+
+
+@router.get("/v1/files/{file_id}", response_model=File)
+async def get_file(room: Room, id: FileId, caller: Reader) -> File:
+    """What is known of a file."""
+    document = await room.read(room.jobs.find, FILES, id, caller.owner)
+    if document is None:
+        raise not_found("file")
+    return File.model_validate(document)
+
+
+@router.head("/v1/files/{file_id}/content", include_in_schema=False)
+@router.get(
+    "/v1/files/{file_id}/content",
+    response_class=Response,
+    responses={200: {"content": {"video/mp4": {}, "image/png": {}}}},
+)
+async def download_file(room: Room, id: FileId, caller: Reader, request: Request) -> Response:
+    """A file's bytes."""
+    document = await room.read(room.jobs.find, FILES, id, caller.owner)
+    path = None if document is None else room.store.path(document["asset"])
+    if document is None or path is None:
+        raise not_found("file")
+    asset = Asset(document["asset"], "file", document["media"], document["bytes"])
+    return file_response(request, path, asset, document["filename"])
+
+
+@router.delete("/v1/files/{file_id}", response_model=FileDeleted)
+async def delete_file(room: Room, id: FileId, caller: Maker) -> FileDeleted:
+    """Forget a file. Films that were made from it stay."""
+    document = await room.read(room.jobs.find, FILES, id, caller.owner)
+    if document is None or not await room.write(room.jobs.drop, FILES, id, caller.owner):
+        raise not_found("file")
+    await room.write(room.wipe, [name for name in (document["asset"], document["credentials"]) if name])
+    return FileDeleted(id=id)

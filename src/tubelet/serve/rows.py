@@ -1,0 +1,103 @@
+"""Between rows and records: how a job is read with its place in the queue, how ids, JSON and event numbers are made."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import string
+from typing import Any
+
+from sqlalchemy import Connection, Row, case, func, null, select, update
+
+from tubelet.serve.records import Asset, Job
+from tubelet.serve.tables import EVENTS, JOBS, NUMBERS
+
+_LETTERS = string.digits + string.ascii_lowercase
+_AHEAD = JOBS.alias("ahead")
+
+POSITION = case(
+    (
+        JOBS.c.state == "queued",
+        select(func.count())
+        .select_from(_AHEAD)
+        .where(_AHEAD.c.state == "queued", _AHEAD.c.place <= JOBS.c.place)
+        .correlate(JOBS)
+        .scalar_subquery(),
+    ),
+    else_=null(),
+).label("position")
+"""The place of a queued job, 1 is next."""
+
+SELECT = select(JOBS, POSITION)
+"""Whole jobs; `job_of` reads its rows."""
+
+
+def new_id(kind: str, now: float) -> str:
+    """`kind`, "_" and 26 of [0-9a-z]: ten for the microsecond (until the year 2085), sixteen drawn (82 bits)."""
+    stamp = int(now * 1e6)
+    time = "".join(_LETTERS[stamp // 36**power % 36] for power in range(9, -1, -1))
+    return f"{kind}_{time}{''.join(secrets.choice(_LETTERS) for _ in range(16))}"
+
+
+def kind_of(id: str) -> str:
+    """The kind that an id was made for."""
+    return id.partition("_")[0]
+
+
+def text_of(value: Any) -> str:
+    """JSON as text. Raises ValueError or TypeError for what JSON cannot hold, NaN included."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def job_of(row: Row[Any]) -> Job:
+    """The job in a row of `SELECT`."""
+    return Job(
+        id=row.id,
+        owner=row.owner,
+        state=row.state,
+        progress=row.progress,
+        request=json.loads(row.request),
+        created_at=row.created_at,
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+        expires_at=row.expires_at,
+        attempt=row.attempt,
+        error=None if row.error is None else json.loads(row.error),
+        outputs=tuple(Asset(**asset) for asset in json.loads(row.outputs)),
+        result=json.loads(row.result),
+        parent=row.parent,
+        cancelled=row.cancelled,
+        position=row.position,
+    )
+
+
+def find_job(db: Connection, id: str, owner: str | None, *, lock: bool = False) -> Job | None:
+    """A job, or None when it is absent or another owner's; with `lock` nobody else changes it in this transaction."""
+    query = SELECT.where(JOBS.c.id == id)
+    if owner is not None:
+        query = query.where(JOBS.c.owner == owner)
+    row = db.execute(query.with_for_update() if lock else query).first()
+    return None if row is None else job_of(row)
+
+
+def created_at(db: Connection, id: str, owner: str | None) -> float:
+    """When a job was created, one deleted lately included. Raises LookupError when it is unknown or another owner's."""
+    found = db.execute(select(JOBS.c.created_at, JOBS.c.owner).where(JOBS.c.id == id)).first()
+    if found is None:
+        trace = select(EVENTS.c.facts, EVENTS.c.owner).where(EVENTS.c.job == id, EVENTS.c.type == "video.deleted")
+        found = db.execute(trace).first()
+    if found is None or owner not in (None, found.owner):
+        raise LookupError(f"there is no job {id}")
+    return found[0] if isinstance(found[0], float) else json.loads(found[0])["created_at"]
+
+
+def lock_events(db: Connection) -> None:
+    """Take the counter of events for the rest of the transaction."""
+    db.execute(select(NUMBERS.c.value).where(NUMBERS.c.name == "events").with_for_update())
+
+
+def next_sequence(db: Connection) -> int:
+    """The sequence of a new event. The counter stays taken until the transaction ends; undone, it leaves no gap."""
+    counter = NUMBERS.c.name == "events"
+    db.execute(update(NUMBERS).where(counter).values(value=NUMBERS.c.value + 1))
+    return db.execute(select(NUMBERS.c.value).where(counter)).scalar_one()

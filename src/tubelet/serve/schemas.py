@@ -1,0 +1,595 @@
+"""The words of the wire: what may be asked, and what is answered. `docs/openapi.json` is written from here."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from typing import Annotated, Any, Literal, LiteralString
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from tubelet.serve.requests import Upload
+
+LONGEST_PROMPT = 32_000
+LONGEST_URL = 20_971_520
+GREATEST_SIDE, GREATEST_PIXELS, LEAST_SIDE, GREATEST_ASPECT = 3840, 3840 * 2160, 16, 4
+LONGEST_FILM = 120.0
+"""Seconds, with what it was made from."""
+MOST_FRAMES = 4096
+GREATEST_SEED = 2**63 - 1
+DRAWN_SEEDS = 2**31
+"""Seeds that the server draws are below this, so that every language can hold them."""
+
+
+def _wrong(code: LiteralString, message: str) -> PydanticCustomError:
+    return PydanticCustomError(f"api:{code}", "{said}", {"said": message})
+
+
+def clean_text(text: str) -> str:
+    """Text as it is kept: NFC, without blanks around it. Refuses control signs and halves of characters."""
+    text = unicodedata.normalize("NFC", text).strip()
+    if any(unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\n\r\t" for sign in text):
+        raise _wrong("invalid_text", "It holds control characters or broken ones; remove them.")
+    return text
+
+
+def _prompt(text: str) -> str:
+    text = clean_text(text)
+    if not text:
+        raise _wrong("empty_string", "It is empty; say what to show.")
+    if len(text) > LONGEST_PROMPT:
+        raise _wrong("string_above_max_length", f"It is longer than {LONGEST_PROMPT} characters; shorten it.")
+    return text
+
+
+def _seconds(value: Any) -> float:
+    try:
+        seconds = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= LONGEST_FILM:
+        raise _wrong("invalid_value", f"It must be a number of seconds above 0 and up to {LONGEST_FILM:g}.")
+    return seconds
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of "WIDTHxHEIGHT". Raises PydanticCustomError when no film can have that size."""
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    width, height = (int(side) for side in found.groups()) if found else (0, 0)
+    if not all(LEAST_SIDE <= side <= GREATEST_SIDE and side % 2 == 0 for side in (width, height)):
+        raise _wrong(
+            "invalid_value",
+            f"It must be WIDTHxHEIGHT in pixels, such as 1280x720: even numbers from {LEAST_SIDE} to {GREATEST_SIDE}.",
+        )
+    if max(width, height) > GREATEST_ASPECT * min(width, height):
+        raise _wrong("invalid_value", f"Its long side may be {GREATEST_ASPECT} times the short one.")
+    if width * height > GREATEST_PIXELS:
+        raise _wrong("invalid_value", "It has more pixels than 3840x2160; choose a smaller one.")
+    return height, width
+
+
+def _size(value: Any) -> tuple[int, int]:
+    if not isinstance(value, str):
+        raise _wrong("invalid_type", "It must be a string such as 1280x720.")
+    return parse_size(value)
+
+
+def _image_size(value: Any) -> tuple[int, int] | None:
+    return None if value == "auto" else _size(value)
+
+
+def _from_text(value: Any) -> Any:
+    """An object or list that a form carries as JSON text."""
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise _wrong("invalid_json", "It is not valid JSON.") from error
+    return value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, (bool, float)):
+        raise _wrong("invalid_type", "It must be a whole number.")
+    return value
+
+
+Prompt = Annotated[
+    str, AfterValidator(_prompt), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LONGEST_PROMPT})
+]
+Seconds = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string"}, {"type": "number"}], "description": f"Above 0 to {LONGEST_FILM:g}.", "examples": ["4"]}
+    ),
+]
+_SIZE = {"type": "string", "pattern": r"^\d+x\d+$", "description": "WIDTHxHEIGHT in pixels.", "examples": ["1280x720"]}
+Size = Annotated[tuple[int, int], BeforeValidator(_size), WithJsonSchema(_SIZE)]
+_IMAGE_SIZE = _SIZE | {"pattern": r"^(\d+x\d+|auto)$"}
+ImageSize = Annotated[tuple[int, int] | None, BeforeValidator(_image_size), WithJsonSchema(_IMAGE_SIZE)]
+Seed = Annotated[int, Field(ge=0, le=GREATEST_SEED), BeforeValidator(_whole)]
+Steps = Annotated[int, Field(ge=1, le=1000), BeforeValidator(_whole)]
+Frames = Annotated[int, Field(ge=1, le=MOST_FRAMES), BeforeValidator(_whole)]
+Place = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_whole)]
+Pictures = Annotated[int, Field(ge=1, le=10), BeforeValidator(_whole)]
+Guidance = Annotated[float, Field(ge=0, le=30)]
+Strength = Annotated[float, Field(gt=0, le=1)]
+Name = Annotated[str, AfterValidator(clean_text), Field(min_length=1, max_length=200)]
+
+
+class Asked(BaseModel):
+    """A body. A field that it does not have is an error, so that a slip of the pen does not go unnoticed."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class FileReference(Asked):
+    """A picture by reference: an uploaded file, or an address (`data:` always, `https:` where the server allows it)."""
+
+    file_id: str | None = Field(default=None, max_length=64)
+    image_url: str | None = Field(default=None, max_length=LONGEST_URL)
+
+
+class VideoReference(Asked):
+    """A finished video by its id, or an uploaded clip by its file's."""
+
+    id: str | None = Field(default=None, max_length=64)
+    file_id: str | None = Field(default=None, max_length=64)
+
+
+def _reference(kind: type[Asked], said: str) -> BeforeValidator:
+    """A file as it is, an object as a reference; in one sentence what else was wrong."""
+
+    def read(value: Any) -> Any:
+        value = _from_text(value)
+        if isinstance(value, dict):
+            try:
+                made = kind.model_validate(value)
+            except ValidationError:
+                made = None
+            if made is not None and len(made.model_dump(exclude_none=True)) == 1:
+                return made
+        elif isinstance(value, (Upload, kind)):
+            return value
+        raise _wrong("invalid_type", said)
+
+    return BeforeValidator(read)
+
+
+Picture = Annotated[
+    Upload | FileReference, _reference(FileReference, "It must be a file, or an object with either file_id or image_url.")
+]
+Film = Annotated[
+    Upload | VideoReference, _reference(VideoReference, "It must be a file, or an object with either id or file_id.")
+]
+
+
+class CharacterReference(Asked):
+    """A character by its id; its name stands in the prompt."""
+
+    id: str = Field(max_length=64)
+
+
+class Shot(Asked):
+    """One shot of a storyboard."""
+
+    prompt: Prompt
+    seconds: Seconds
+
+
+class Making(Asked):
+    """What every film can be asked for."""
+
+    prompt: Prompt
+    model: str | None = Field(default=None, max_length=100)
+    seed: Seed | None = Field(default=None, description="The same seed and settings give the same film. Drawn when absent.")
+    steps: Steps | None = Field(default=None, description="Solver steps; absent: the system's.")
+    guidance: Guidance | None = Field(default=None, description="Strength of the prompt; 1 is plain, absent: the system's.")
+    expand: bool = Field(default=True, description="Rewrite the prompt into the kind of caption that the model was trained on.")
+    user: str | None = Field(default=None, max_length=512, description="Accepted and not used.")
+
+
+class VideoCreate(Making):
+    """A film from words, and from pictures or two films if some are given."""
+
+    seconds: Seconds | None = None
+    size: Size | None = None
+    frames: Frames | None = Field(default=None, description="Exact frames at the system's rate; wins over seconds.")
+    loop: bool = Field(default=False, description="A film whose last frame leads to its first.")
+    input_reference: Picture | None = Field(default=None, description="A picture that the film begins with.")
+    last_reference: Picture | None = Field(default=None, description="A picture that the film ends with.")
+    video: Film | None = Field(default=None, description="With `mode`: the first film.")
+    second_video: Film | None = Field(default=None, description="With `mode`: the second film.")
+    mode: Literal["connect", "blend"] | None = Field(default=None, description="What becomes of two films.")
+    strength: Strength | None = Field(default=None, description="With `mode`: how much is made anew.")
+    characters: Annotated[list[CharacterReference], BeforeValidator(_from_text)] = Field(default=[], max_length=2)
+    shots: Annotated[list[Shot] | None, BeforeValidator(_from_text)] = Field(default=None, min_length=1, max_length=16)
+
+
+class VideoRemix(Making):
+    """A finished film made again by other words."""
+
+    strength: Strength | None = Field(default=None, description="How much is made anew; 1: all of it.")
+
+
+class VideoEdit(Making):
+    """A film changed by words."""
+
+    video: Film
+    strength: Strength | None = Field(default=None, description="How much is made anew; 1: all of it.")
+
+
+class VideoExtend(Making):
+    """A film that goes on."""
+
+    video: Film
+    seconds: Seconds | None = Field(default=None, description="Of the new piece; absent: as long as the system's own films.")
+    loop: bool = Field(default=False, description="Lead back to the film's first frame.")
+
+
+class CharacterCreate(Asked):
+    """Somebody to appear in films, from a short clip."""
+
+    name: Name
+    video: Film
+
+
+class MoveJob(Asked):
+    """Where in the queue; 1 is next."""
+
+    place: Place
+
+
+class PauseQueue(Asked):
+    """Whether workers take new jobs."""
+
+    paused: bool
+
+
+class ImageCreate(Asked):
+    """Pictures from words: films of one frame."""
+
+    prompt: Prompt
+    model: str | None = Field(default=None, max_length=100)
+    n: Pictures = 1
+    size: ImageSize = Field(default=None)
+    output_format: Literal["png", "webp", "jpeg"] = "png"
+    response_format: Literal["b64_json"] = "b64_json"
+    background: Literal["auto", "opaque"] = "auto"
+    seed: Seed | None = None
+    steps: Steps | None = None
+    guidance: Guidance | None = None
+    expand: bool = True
+    quality: str | None = Field(default=None, max_length=32, description="Accepted and not used.")
+    moderation: str | None = Field(default=None, max_length=32, description="Accepted and not used.")
+    user: str | None = Field(default=None, max_length=512, description="Accepted and not used.")
+    stream: Literal[False] = Field(default=False, description="Pictures come whole.")
+
+
+class FileCreate(Asked):
+    """A picture or a clip to refer to later."""
+
+    file: Upload
+    purpose: Literal["vision", "user_data"] = "user_data"
+
+
+class ProvenanceCheckCreate(Asked):
+    """A picture or a film whose origin is to be read."""
+
+    file: Upload
+
+
+class Expand(Asked):
+    """A short prompt."""
+
+    prompt: Prompt
+
+
+EventType = Literal["video.completed", "video.failed"]
+
+
+class WebhookCreate(Asked):
+    """Where to tell of films that end."""
+
+    name: Name
+    url: str = Field(min_length=1, max_length=2048)
+    event_types: Annotated[list[EventType], BeforeValidator(_from_text)] = Field(min_length=1, max_length=8)
+
+
+class WebhookUpdate(Asked):
+    """What to change."""
+
+    name: Name | None = None
+    url: str | None = Field(default=None, min_length=1, max_length=2048)
+    event_types: Annotated[list[EventType] | None, BeforeValidator(_from_text)] = Field(
+        default=None, min_length=1, max_length=8
+    )
+
+
+class WebhookRotate(Asked):
+    """A new secret."""
+
+    keep_old_secret_active_for_24_hours: bool = False
+
+
+class WebhookTest(Asked):
+    """Which event to send as a sample."""
+
+    event_type: EventType
+
+
+class Answer(BaseModel):
+    """An answer."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class VideoError(Answer):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class Video(Answer):
+    """A video job: what Sora's clients read, and behind `seed` what they pass through."""
+
+    id: str
+    object: Literal["video"] = "video"
+    created_at: int
+    completed_at: int | None = None
+    expires_at: int | None = None
+    model: str
+    progress: int = Field(ge=0, le=100, description="100 only when the film can be downloaded.")
+    prompt: str | None = None
+    remixed_from_video_id: str | None = None
+    seconds: str
+    size: str
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    error: VideoError | None = None
+    seed: int | None = None
+    fps: float | None = None
+    num_frames: int | None = None
+    rendered_size: str | None = Field(default=None, description="WIDTHxHEIGHT as the model made it.")
+    queue_position: int | None = None
+    eta_ms: int | None = None
+    parent_id: str | None = None
+    task: str
+    text: str | None = Field(default=None, description="What the model read.")
+    preview: bool = False
+    loop: bool = False
+    steps: int | None = None
+    guidance: float | None = None
+    strength: float | None = None
+    expand: bool = True
+    shots: list[dict[str, Any]] | None = None
+    spritesheet: dict[str, Any] | None = Field(
+        default=None, description="Of the variant `spritesheet`: columns, rows, height and width of a cell, the frames in them."
+    )
+    unused: list[str] = Field(default=[], description="What was asked for and had no effect on this system.")
+
+
+class VideoList(Answer):
+    """A page of videos."""
+
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VideoDeleted(Answer):
+    """A video is gone."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
+class Character(Answer):
+    """Somebody who can appear in films."""
+
+    id: str
+    object: Literal["video.character"] = "video.character"
+    created_at: int
+    name: str
+
+
+class CharacterDeleted(Answer):
+    """A character is gone."""
+
+    id: str
+    object: Literal["video.character.deleted"] = "video.character.deleted"
+    deleted: Literal[True] = True
+
+
+class Queue(Answer):
+    """The queue as a whole."""
+
+    object: Literal["queue"] = "queue"
+    paused: bool
+    queued: int
+    in_progress: int
+    oldest_queued_age: int = Field(description="Seconds.")
+    workers: int = Field(description="Heard of in the last 20 seconds.")
+
+
+class Image(Answer):
+    """One picture."""
+
+    b64_json: str
+    revised_prompt: str | None = None
+
+
+class Images(Answer):
+    """Pictures."""
+
+    created: int
+    data: list[Image]
+    background: Literal["opaque"] = "opaque"
+    output_format: Literal["png", "webp", "jpeg"]
+    size: str | None = None
+    seed: int | None = None
+
+
+class File(Answer):
+    """An uploaded file."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None = None
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+    media_type: str
+
+
+class FileList(Answer):
+    """A page of files."""
+
+    object: Literal["list"] = "list"
+    data: list[File]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileDeleted(Answer):
+    """A file is gone."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True
+
+
+class Model(Answer):
+    """Something to ask for by name, and what it makes."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["tubelet"] = "tubelet"
+    system: str
+    size: str = Field(description="Native WIDTHxHEIGHT.")
+    fps: float
+    frames: int
+    steps: int
+    guidance: float
+    sizes: list[str]
+    seconds: list[str]
+
+
+class ModelList(Answer):
+    """Everything to ask for by name."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Expansion(Answer):
+    """A prompt and the caption that the model would read."""
+
+    prompt: str
+    text: str
+
+
+class ProvenanceResult(Answer):
+    """What one kind of mark says of a file. `type` is `c2pa` for signed metadata, `watermark` for the invisible mark."""
+
+    type: str
+    outcome: Literal["detected", "not_detected"]
+    validation_state: Literal["trusted", "valid", "invalid", "not_present"]
+    issuer: str | None = None
+    model: str | None = None
+    generated_at: str | None = None
+
+
+class ProvenanceCheck(Answer):
+    """What a file says of its origin."""
+
+    object: Literal["content_provenance_check"] = "content_provenance_check"
+    created_at: int
+    results: list[ProvenanceResult]
+
+
+class WebhookEndpoint(Answer):
+    """Where films that end are told of."""
+
+    id: str
+    object: Literal["webhook_endpoint"] = "webhook_endpoint"
+    created_at: int
+    updated_at: int
+    name: str
+    url: str
+    event_types: list[str]
+    signing_secret_hint: str | None = None
+
+
+class WebhookEndpointWithSecret(WebhookEndpoint):
+    """A new endpoint, or one with a new secret, which is shown this once."""
+
+    signing_secret: str
+
+
+class WebhookEndpointList(Answer):
+    """A page of endpoints."""
+
+    object: Literal["list"] = "list"
+    data: list[WebhookEndpoint]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class WebhookEndpointDeleted(Answer):
+    """An endpoint is gone."""
+
+    id: str
+    object: Literal["webhook_endpoint.deleted"] = "webhook_endpoint.deleted"
+    deleted: Literal[True] = True
+
+
+class WebhookTestResult(Answer):
+    """How an endpoint answered a sample."""
+
+    object: Literal["webhook_endpoint.test"] = "webhook_endpoint.test"
+    webhook_endpoint_id: str
+    event_type: str
+    status_code: int
+    success: Literal[True] = True
+
+
+class WebhookEventTypes(Answer):
+    """What can be told of."""
+
+    object: Literal["list"] = "list"
+    data: list[str]
+
+
+class Health(Answer):
+    """Whether the server can do its work, and which part cannot."""
+
+    status: Literal["ok", "unavailable"]
+    checks: dict[str, bool] = {}
+
+
+class ErrorBody(Answer):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(Answer):
+    """Every answer that is not the one that was asked for."""
+
+    error: ErrorBody

@@ -1,0 +1,181 @@
+"""What the routes share: the job store, the assets, and how a request becomes a job."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import re
+import shutil
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from fastapi import Depends, Request
+
+from tubelet.serve.auth import Access, Allowance, Caller
+from tubelet.serve.config import ServeConfig
+from tubelet.serve.errors import ApiError
+from tubelet.serve.feed import Feed
+from tubelet.serve.metrics import Metrics
+from tubelet.serve.outbound import Outbound
+from tubelet.serve.records import Asset, Job
+from tubelet.serve.requests import Fields, read_fields
+
+if TYPE_CHECKING:
+    from tubelet.serve.jobs import Jobs
+    from tubelet.serve.provenance import Signer
+    from tubelet.serve.store import Store
+
+T = TypeVar("T")
+
+EXPLICIT_WINDOW = 86400.0
+"""Seconds that an Idempotency-Key is remembered."""
+RETRY_WINDOW = 120.0
+"""Seconds within which a client's own retry gets the job of its first try."""
+ALIVE = 20.0
+"""Seconds after which a silent worker counts as gone."""
+_KEY = re.compile(r"(?! )[\x20-\x7e]{1,255}(?<! )")
+
+
+@dataclass
+class Turn:
+    """Requests that are the same and wait for each other."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+
+
+@dataclass
+class Service:
+    """One running API process."""
+
+    jobs: Jobs
+    store: Store
+    config: ServeConfig
+    metrics: Metrics
+    outbound: Outbound
+    feed: Feed
+    allowance: Allowance = field(default_factory=Allowance)
+    draining: bool = False
+    """No new jobs are taken: the process is about to end."""
+    readers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(32), repr=False)
+    writers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8), repr=False)
+    decoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4), repr=False)
+    """Threads for uploads, apart from the others, so that decoding never holds up a poll."""
+    wipes: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    underway: dict[str, Turn] = field(default_factory=dict, repr=False)
+    outbox_changed: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Called when a job ended: there may be webhooks to deliver."""
+    hands: int = 1
+    """Workers alive when somebody last looked, at least 1."""
+    paces: dict[str, float] = field(default_factory=dict)
+    """Mean seconds of work by system, of the films that ended while this process ran."""
+
+    def drain(self) -> None:
+        """Take no new jobs and end the event streams; call it when the process is asked to stop."""
+        self.draining = True
+        self.feed.stop()
+
+    async def read(self, work: Callable[..., T], *args: Any, **more: Any) -> T:
+        """Run a call that waits for the disk in a thread."""
+        return await anyio.to_thread.run_sync(functools.partial(work, *args, **more), limiter=self.readers)
+
+    async def write(self, work: Callable[..., T], *args: Any, **more: Any) -> T:
+        """Run a call that writes in a thread; what it did is seen by listeners at once."""
+        done = await anyio.to_thread.run_sync(functools.partial(work, *args, **more), limiter=self.writers)
+        self.feed.nudge()
+        return done
+
+    async def decode(self, work: Callable[..., T], *args: Any, **more: Any) -> T:
+        """Run a call that takes an upload apart in a thread."""
+        return await anyio.to_thread.run_sync(functools.partial(work, *args, **more), limiter=self.decoders)
+
+    @functools.cached_property
+    def signer(self) -> Signer:
+        """Reads and makes credentials. Opened at its first use, since that may write a certificate."""
+        from tubelet.serve.provenance import Signer
+
+        return Signer.open(self.config.data / "provenance", self.config.certificate, self.config.certificate_key)
+
+    def refuse_if_draining(self) -> None:
+        """Raises ApiError 503 when no new jobs are taken."""
+        if self.draining:
+            raise ApiError(503, "The server is about to stop; try again soon.", code="draining", retry_after=10)
+
+    def workers_alive(self) -> int:
+        """Workers that were heard of lately."""
+        return sum(worker["seen"] > time.time() - ALIVE for worker in self.jobs.workers())
+
+    @contextlib.asynccontextmanager
+    async def alone(self, name: str) -> AsyncIterator[None]:
+        """One request of this name at a time: a retry waits for the try that it repeats."""
+        turn = self.underway.setdefault(name, Turn())
+        turn.users += 1
+        try:
+            async with turn.lock:
+                yield
+        finally:
+            turn.users -= 1
+            if turn.users == 0:
+                self.underway.pop(name, None)
+
+    def keep(self, assets: Iterable[tuple[Asset, bytes]]) -> None:
+        """See that the files of a job that now exists are there: a film deleted meanwhile may have taken one that it shared."""
+        for asset, data in assets:
+            if self.store.path(asset.id) is None:
+                self.store.put(data, asset.role, asset.media)
+
+    def wipe(self, names: Iterable[str]) -> None:
+        """Remove the files that nothing names any more."""
+        with self.wipes:
+            named = self.jobs.referenced()
+            for name in names:
+                if name not in named:
+                    self.store.remove(name)
+
+    def delete(self, id: str, owner: str | None) -> Job | None:
+        """Wipe a job: its row, its request, its files and what its worker noted down. None when there is none."""
+        job = self.jobs.delete(id, owner)
+        if job is not None:
+            self.wipe({asset.id for asset in job.outputs} | set(inputs_of(job)))
+            shutil.rmtree(self.config.data / "journals" / job.id, ignore_errors=True)
+        return job
+
+
+def inputs_of(job: Job) -> Iterator[str]:
+    """Ids of the files that a job's request names."""
+    for entry in (*job.request.get("inputs", ()), *job.request.get("characters", ())):
+        for name in ("asset", "credentials"):
+            if isinstance(entry.get(name), str):
+                yield entry[name]
+
+
+def service_of(request: Request) -> Service:
+    """The service behind a request."""
+    return request.app.state.service
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The client's key for this request, if it sent one. Raises ApiError when it is not 1 to 255 plain characters."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise ApiError(400, "An Idempotency-Key is 1 to 255 printable characters.", code="invalid_idempotency_key")
+    return key
+
+
+def is_retry(request: Request) -> bool:
+    """Whether the client says that it repeats a request."""
+    count = request.headers.get("x-stainless-retry-count", "0")
+    return count.isdigit() and int(count) > 0
+
+
+Room = Annotated[Service, Depends(service_of)]
+Body = Annotated[Fields, Depends(read_fields)]
+Reader = Annotated[Caller, Depends(Access("read"))]
+Maker = Annotated[Caller, Depends(Access("create"))]
+Admin = Annotated[Caller, Depends(Access("admin"))]

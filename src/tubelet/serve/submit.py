@@ -1,0 +1,151 @@
+"""From a request to a job that is on the disk, once, however often the client asks."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+
+from tubelet.serve.auth import Caller
+from tubelet.serve.config import SystemFacts
+from tubelet.serve.errors import invalid, of_validation
+from tubelet.serve.inputs import Taken
+from tubelet.serve.records import Asset, Job, StorageFull
+from tubelet.serve.requests import Fields, fingerprint
+from tubelet.serve.schemas import DRAWN_SEEDS, LONGEST_FILM, Asked, Making
+from tubelet.serve.service import EXPLICIT_WINDOW, RETRY_WINDOW, Service, idempotency_key, is_retry
+
+AskedT = TypeVar("AskedT", bound=Asked)
+
+
+@dataclass
+class Prepared:
+    """A job's request, ready to be stored; the files that came with it, and the job it is made from."""
+
+    request: dict[str, Any]
+    parent: str | None = None
+    kept: list[tuple[Asset, bytes]] = field(default_factory=list)
+
+
+def read_as(model: type[AskedT], fields: Fields) -> AskedT:
+    """The fields as a body. Raises ApiError that names the first field that is wrong. A null is a field that is not there."""
+    try:
+        return model.model_validate({name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        raise of_validation(error) from None
+
+
+def system_of(room: Service, model: str | None, parent: Job | None = None) -> tuple[str, SystemFacts]:
+    """The model's name as asked for, or as the parent was asked for, and the system behind it. Raises ApiError."""
+    name = model or (str(parent.request.get("model")) if parent is not None else room.config.default)
+    system = room.config.system(name)
+    if system is None and model is None:
+        name = room.config.default
+        system = room.config.system(name)
+    if system is None:
+        offered = ", ".join([*room.config.systems, *room.config.named])
+        raise invalid(f"There is no such model; this server has {offered}.", "model", "model_not_found")
+    return name, system
+
+
+def words_of(asked: Making) -> dict[str, Any]:
+    """What every film's request holds."""
+    return {
+        "prompt": asked.prompt,
+        "seed": drawn(asked.seed),
+        "steps": asked.steps,
+        "guidance": asked.guidance,
+        "expand": asked.expand,
+    }
+
+
+def drawn(seed: int | None) -> int:
+    """A seed as asked for, or a new one."""
+    return secrets.randbelow(DRAWN_SEEDS) if seed is None else seed
+
+
+def blank(task: str, model: str, system: SystemFacts) -> dict[str, Any]:
+    """A job's request with nothing asked for."""
+    return {
+        "task": task,
+        "prompt": "",
+        "model": model,
+        "system": system.name,
+        "size": None,
+        "seconds": None,
+        "seed": 0,
+        "steps": None,
+        "guidance": None,
+        "expand": True,
+        "loop": False,
+        "strength": None,
+        "frames": None,
+        "inputs": [],
+        "shots": None,
+        "characters": [],
+        "n": 1,
+        "format": "mp4",
+        "mode": None,
+    }
+
+
+def source_of(seconds: float, taken: Taken) -> dict[str, Any]:
+    """What the wire says of a film that is made from others: their seconds, and the first one's (height, width)."""
+    return {"seconds": seconds, "size": list(taken.size)}
+
+
+def refuse_too_long(seconds: float, param: str) -> None:
+    """Raises ApiError when a film would be longer than any may be."""
+    if seconds > LONGEST_FILM:
+        raise invalid(f"The whole film would be longer than {LONGEST_FILM:g} seconds; ask for less.", param)
+
+
+async def submit(
+    room: Service,
+    request: Request,
+    caller: Caller,
+    operation: str,
+    fields: Fields,
+    prepare: Callable[[], Awaitable[Prepared]],
+    kind: Literal["video", "image"] = "video",
+) -> Job:
+    """Make the job that `prepare` describes, or give the one that this very request made before.
+
+    The same Idempotency-Key within a day, or a retry that the client marks as one within two minutes, gives the first job.
+    Raises ApiError, KeyConflict, QueueFull, StorageFull.
+    """
+    room.refuse_if_draining()
+    key, mark, retry = idempotency_key(request), fingerprint(operation, fields), is_retry(request)
+    async with room.alone(f"{caller.owner} {key or mark}"):
+        if key is None and retry:
+            known = await room.read(room.jobs.recent, caller.owner, mark, RETRY_WINDOW)
+            if known is not None and not (kind == "image" and known.state == "failed"):
+                room.metrics.deduped.add()
+                return known
+        prepared = await prepare()
+        if room.store.free() < room.store.reserve:
+            raise StorageFull
+        job, new = await room.write(
+            room.jobs.create,
+            prepared.request,
+            owner=caller.owner,
+            parent=prepared.parent,
+            kind=kind,
+            cap=room.config.cap,
+            own_cap=caller.queued,
+            key=key,
+            fingerprint=mark,
+            window=EXPLICIT_WINDOW,
+        )
+        if not new:
+            room.metrics.deduped.add()
+        elif prepared.kept:
+            # The job is acknowledged: nothing that goes wrong from here on may say otherwise.
+            with contextlib.suppress(StorageFull, OSError):
+                await room.write(room.keep, prepared.kept)
+        return job

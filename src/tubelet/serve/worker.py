@@ -1,0 +1,448 @@
+"""A worker: one process with one system, which takes jobs from the queue and makes their films, one after the other.
+
+It may die at any moment: what the denoiser answered is in a journal, the job's lease runs out, and the next worker goes on from
+there. Asked to stop, it gives its job back and ends. Where a step hangs, it ends itself; the supervisor starts another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from tubelet import __version__
+from tubelet.core.errors import UserError
+from tubelet.generate.engine import Cancelled
+from tubelet.generate.system import System, load
+from tubelet.serve.changes import CANCELLED
+from tubelet.serve.jobs import Jobs
+from tubelet.serve.records import Asset, Claim, StorageFull
+from tubelet.serve.render import Made, Mark, OutOfMemory, Rendered, out_of_memory, render
+from tubelet.serve.store import Store
+from tubelet.text.expand import Expander
+
+if TYPE_CHECKING:
+    from tubelet.serve.provenance import Ingredient, Signer
+
+T = TypeVar("T")
+LOG = logging.getLogger("tubelet.serve")
+
+BEAT = 1.0
+"""Seconds between two heartbeats: how soon a cancelled job is known, and how often progress is told."""
+POLL = 0.25
+"""Seconds between two looks at an empty queue."""
+HELLO = 3.0
+"""Seconds after which an idle worker says that it is alive."""
+ROOM_PAUSE = 2.0
+"""Seconds between two tries where the disk is full."""
+HUNG = 75
+"""Exit code of a worker whose step hung."""
+BROKEN = 76
+"""Exit code of a worker whose device no longer computes."""
+TOO_MUCH = "The film does not fit into the memory of this server's device; ask for a shorter or smaller one."
+FAILED = "The film could not be made; the server's log says why."
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What a worker is told. `data` is the server's folder, `url` its job store."""
+
+    data: Path
+    url: str
+    system: str
+    """A shipped system's name, or a folder that holds one."""
+    device: str = "auto"
+    name: str = ""
+    """What the job store calls this worker; empty: host, process and something drawn."""
+    parent: int | None = None
+    """The process that started this one: without it the worker stops."""
+    patience: float = 600.0
+    """Seconds without a step after which the process ends itself."""
+    ttl: float | None = None
+    """Seconds that a finished film is kept; None: until it is deleted."""
+    certificate: Path | None = None
+    """An operator's own certificate chain for signing, with `certificate_key`."""
+    certificate_key: Path | None = None
+    sign: bool = True
+    """Sign and mark what is made."""
+
+
+def run(config: WorkerConfig, expander: Expander | None = None) -> int:
+    """Load the system and work until asked to stop by SIGTERM or SIGINT, or until the parent is gone. Returns the exit code.
+
+    Raises UserError when the system or the job store cannot be had.
+    """
+    stopping = threading.Event()
+    with contextlib.ExitStack() as opened:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            opened.callback(signal.signal, number, signal.signal(number, lambda *_: stopping.set()))
+        system = load(config.system, device=config.device)
+        signer = None
+        if config.sign:
+            from tubelet.serve.provenance import Signer
+
+            signer = Signer.open(config.data / "provenance", config.certificate, config.certificate_key)
+        jobs = Jobs.open(config.url)
+        opened.callback(jobs.close)
+        store = Store(config.data / "assets")
+        return Worker(jobs, store, system, config, signer=signer, expander=expander, stopping=stopping).run()
+
+
+class Worker:
+    """The loop: claim, render, sign, put, finish."""
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        store: Store,
+        system: System,
+        config: WorkerConfig,
+        *,
+        signer: Signer | None = None,
+        expander: Expander | None = None,
+        stopping: threading.Event | None = None,
+    ) -> None:
+        self.jobs, self.store, self.system, self.config = jobs, store, system, config
+        self.signer, self.expander = signer, expander
+        self.name = config.name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.stopping = stopping or threading.Event()
+        """Set it to stop: the job goes back to the queue, its journal stays."""
+        self._broken = False
+
+    def run(self) -> int:
+        """Work until asked to stop. Returns the exit code."""
+        self.say("ready", system=self.system.name, device=str(self.system.device))
+        hello, full = -HELLO, False
+        while not (self.stopping.is_set() or self.orphaned() or self._broken):
+            try:
+                if time.monotonic() - hello > HELLO:
+                    self.jobs.hello(self.name, self._facts())
+                    hello = time.monotonic()
+                # A job begun now would only wait for room at its end.
+                roomy = self.store.free() > self.store.reserve
+                worked = roomy and self.turn()
+                full = self.told("no room", full, not roomy)
+            except StorageFull:
+                worked, full = False, self.told("no room", full, True)
+            if not worked:
+                self.stopping.wait(ROOM_PAUSE if full else POLL)
+        self.say("stopped")
+        return BROKEN if self._broken else 0
+
+    def turn(self) -> bool:
+        """Take one job, if there is one, and see it to its end. Raises StorageFull when the queue cannot be written."""
+        claim = self.jobs.claim(self.name)
+        if claim is None:
+            return False
+        _Attempt(self, claim).run()
+        return True
+
+    def orphaned(self) -> bool:
+        """Whether the process that started this one is gone."""
+        return self.config.parent is not None and os.getppid() != self.config.parent
+
+    def end_broken(self) -> None:
+        """Stop after this job: the device computes nothing any more, a new process may."""
+        self._broken = True
+
+    def say(self, event: str, **facts: Any) -> None:
+        """A line of JSON in the log. Facts hold nothing that a person wrote."""
+        LOG.info(json.dumps({"at": round(time.time(), 3), "worker": self.name, "event": event, **facts}))
+
+    def told(self, event: str, before: bool, now: bool) -> bool:
+        """Say when something begins or ends to be so; returns whether it is."""
+        if now != before:
+            self.say(event if now else f"{event}: over")
+        return now
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "system": self.system.name,
+            "digest": self.system.digest,
+            "device": str(self.system.device),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": __version__,
+        }
+
+
+class _Unwritten(Exception):  # noqa: N818  what it says is for the log
+    """The film was made, but its files were not, for a reason that is not the request's."""
+
+
+class _Attempt:
+    """One claim, from its first step to its end. The heartbeat runs beside the work and tells it when to stop."""
+
+    def __init__(self, worker: Worker, claim: Claim) -> None:
+        self._worker, self._claim, self._job = worker, claim, claim.job
+        self._folder = worker.config.data / "journals" / claim.job.id
+        self._out = self._folder / f"out-{claim.attempt}"
+        self._ended = threading.Event()
+        self._lost = self._cancelled = False
+        self._progress = 0
+        self._preview: bytes | None = None
+        self._shown = next((asset for asset in claim.job.outputs if asset.role == "preview"), None)
+        self._moved = time.monotonic()
+
+    def run(self) -> None:
+        """Make the film. Whatever happens, the job is finished, failed, given back or, where it was lost, left alone."""
+        heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        heart.start()
+        begin = time.monotonic()
+        try:
+            word = self._work()
+        finally:
+            self._ended.set()
+            heart.join()
+            shutil.rmtree(self._out, ignore_errors=True)
+        self._say(word, seconds=round(time.monotonic() - begin, 3))
+
+    def _work(self) -> str:
+        """How it ended, in a word."""
+        try:
+            outputs, result = self._made()
+            ttl = self._worker.config.ttl
+            expires = None if ttl is None else time.time() + ttl
+            if self._insist(lambda: self._worker.jobs.finish(self._claim, outputs, result, expires)):
+                return self._over("completed")
+            self._lost = True
+            self._discard(outputs)
+            return self._stopped()
+        except Cancelled:
+            return self._stopped()
+        except UserError as error:
+            return self._fail("invalid_request", str(error))
+        except OutOfMemory:
+            return self._fail("out_of_memory", TOO_MUCH)
+        except Exception as error:  # noqa: BLE001  whatever it is, the job ends and the worker goes on
+            self._log(error)
+            if out_of_memory(error):  # while its files were written
+                return self._fail("out_of_memory", TOO_MUCH)
+            if _device_is_broken(error):
+                # The job is not to blame yet: it stays claimed, its lease runs out, and that counts as a try.
+                self._worker.end_broken()
+                return "left"
+            return self._fail("render_failed", FAILED)
+
+    def _made(self) -> tuple[list[Asset], dict[str, Any]]:
+        request = self._job.request
+        self._say("started", task=request.get("task"), system=request.get("system"))
+        if request.get("system") not in (None, self._worker.system.name):
+            raise UserError(f"this server has no system {request['system']}; ask for {self._worker.system.name}")
+        try:
+            rendered = self._rendered(lean=False)
+        except OutOfMemory:
+            self._say("once more, with less memory")
+            gc.collect()
+            if self._worker.system.device.type == "cuda":
+                torch.cuda.empty_cache()
+            rendered = self._rendered(lean=True)
+        self._progress = 92
+        begin = time.perf_counter()
+        try:
+            outputs = self._insist(lambda: self._put(rendered))
+        except UserError as error:  # of a file or a certificate on this machine, which the client did not choose
+            raise _Unwritten(str(error)) from error
+        timings = {**rendered.result["timings"], "write": time.perf_counter() - begin}
+        return outputs, {**rendered.result, "timings": timings}
+
+    def _rendered(self, lean: bool) -> Rendered:
+        inputs: dict[str, Path] = {}
+        for item in self._job.request.get("inputs") or ():
+            path = self._worker.store.path(item["asset"])
+            if path is not None:
+                inputs[item["asset"]] = path
+        more: dict[str, Any] = {"expander": self._worker.expander, "lean": lean}
+        return render(self._worker.system, self._job.request, inputs, self._folder, self._step, self._show, **more)
+
+    def _put(self, rendered: Rendered) -> list[Asset]:
+        """Everything that was made, in the store, marked and signed."""
+        outputs = []
+        for made in rendered.write(self._out, self._mark(), self._check):
+            self._sign(made, rendered)
+            self._check()
+            outputs.append(self._worker.store.put(made.path, made.role, made.media))
+        return outputs
+
+    def _mark(self) -> Mark | None:
+        signer = self._worker.signer
+        if signer is None:
+            return None
+        from tubelet.serve.mark import embed, payload_of
+
+        return lambda frames: embed(frames, signer.mark_key, payload_of(self._job.id))
+
+    def _sign(self, made: Made, rendered: Rendered) -> None:
+        signer = self._worker.signer
+        if signer is None:
+            return
+        request, result = self._job.request, rendered.result
+        facts = {
+            "video": self._job.id,
+            "system": result["system"],
+            "digest": result["digest"],
+            "seed": result["seed"],
+            "steps": result["settings"]["steps"],
+            "task": request["task"],
+            "prompt": str(request.get("prompt") or ""),
+            "created_at": time.time(),
+        }
+        # The small pictures beside a film speak for it; what it was made from stands in the film itself.
+        sources = list(self._ingredients()) if made.role in ("video", "image") else []
+        signer.sign(made.path, made.media, facts, sources)
+
+    def _ingredients(self) -> Iterator[Ingredient]:
+        from tubelet.serve.provenance import Ingredient
+
+        for item in self._job.request.get("inputs") or ():
+            path = self._worker.store.path(item["asset"])
+            kept = self._worker.store.path(item.get("credentials") or "")
+            if path is not None:
+                yield Ingredient(path, None if kept is None else kept.read_bytes())
+
+    # What the renderer calls.
+
+    def _step(self, done: int, steps: int) -> None:
+        self._progress = 90 * done // steps
+        self._check()
+
+    def _check(self) -> None:
+        """Raises Cancelled when the film is no longer wanted from this worker."""
+        self._moved = time.monotonic()
+        if self._lost or self._cancelled or self._worker.stopping.is_set():
+            raise Cancelled
+
+    def _show(self, preview: bytes) -> None:
+        self._preview = preview
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        """What `call` gives, as soon as there is room for it; the heartbeat goes on meanwhile.
+
+        Raises Cancelled when the film is no longer wanted.
+        """
+        waiting = False
+        while True:
+            try:
+                return call()
+            except StorageFull:
+                waiting = self._worker.told("no room", waiting, True)
+            self._check()
+            self._worker.stopping.wait(ROOM_PAUSE)
+
+    # The end.
+
+    def _stopped(self) -> str:
+        """Why the work was given up, and what becomes of the job."""
+        if self._lost:
+            with contextlib.suppress(StorageFull):
+                found = self._worker.jobs.get(self._job.id, None)
+                if found is None or found.state in ("completed", "failed"):
+                    self._forget()
+            return "lost"
+        if self._cancelled:
+            return self._fail(CANCELLED["code"], CANCELLED["message"])
+        return "given back" if self._close(lambda: self._worker.jobs.release(self._claim)) else "lost"
+
+    def _fail(self, code: str, message: str) -> str:
+        return self._over(code) if self._close(lambda: self._worker.jobs.fail(self._claim, code, message)) else "lost"
+
+    def _close(self, call: Callable[[], bool]) -> bool:
+        """Whether the last word on the job was heard. Without room it waits, but does not hold up a stop."""
+        since = time.monotonic()
+        while not self._lost:
+            with contextlib.suppress(StorageFull):
+                return call()
+            self._moved = time.monotonic()
+            if self._worker.stopping.is_set() and self._moved - since > 2 * ROOM_PAUSE:
+                return False
+            self._ended.wait(ROOM_PAUSE)
+        return False
+
+    def _over(self, word: str) -> str:
+        """The job has ended: nothing but its outputs stays."""
+        self._forget()
+        self._keep_preview(None)
+        return word
+
+    def _forget(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _discard(self, outputs: list[Asset]) -> None:
+        """Take back what nobody waits for any more, unless another job made the very same. The sweeper would, in an hour."""
+        with contextlib.suppress(StorageFull):
+            named = self._worker.jobs.referenced()
+            for asset in outputs:
+                if asset.id not in named:
+                    self._worker.store.remove(asset.id)
+
+    # The heartbeat.
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            if self._worker.orphaned():
+                self._worker.stopping.set()
+            if time.monotonic() - self._moved > self._worker.config.patience:
+                self._say("hung")
+                faulthandler.dump_traceback(all_threads=True)
+                os._exit(HUNG)
+            try:
+                self._tell()
+            except StorageFull:
+                self._say("heartbeat not heard")  # the next one may be; if none is, the lease runs out
+            except Exception as error:  # noqa: BLE001  without this thread nobody would watch over the work
+                self._log(error)
+
+    def _tell(self) -> None:
+        preview, self._preview = self._preview, None
+        asset = None
+        if preview is not None:
+            with contextlib.suppress(StorageFull):
+                asset = self._worker.store.put(preview, "preview", "image/jpeg")
+        answer = self._worker.jobs.heartbeat(self._claim, progress=self._progress, preview=asset)
+        self._lost, self._cancelled = self._lost or answer.lost, self._cancelled or answer.cancelled
+        if asset is not None:
+            self._keep_preview(asset)
+
+    def _keep_preview(self, asset: Asset | None) -> None:
+        """Only this preview stays."""
+        before, self._shown = self._shown, asset
+        if before is not None and (asset is None or asset.id != before.id):
+            with contextlib.suppress(OSError):
+                self._worker.store.remove(before.id)
+
+    # The log.
+
+    def _say(self, event: str, **facts: Any) -> None:
+        self._worker.say(event, job=self._job.id, attempt=self._claim.attempt, **facts)
+
+    def _log(self, error: BaseException) -> None:
+        """Where it happened and of what kind it was. What it said only where that cannot hold a person's words."""
+        said = str(error) if isinstance(error, (RuntimeError, OSError, _Unwritten)) else ""
+        stack = [line.strip().split("\n")[0] for line in traceback.format_tb(error.__traceback__)]
+        self._say("error", kind=type(error).__name__, said=said, stack=stack)
+
+
+def _device_is_broken(error: BaseException | None) -> bool:
+    """Whether the device refused to compute: after that it does so for good, in this process."""
+    accelerator: Any = getattr(torch, "AcceleratorError", ())
+    while error is not None:
+        if isinstance(error, accelerator) or (isinstance(error, RuntimeError) and "CUDA error" in str(error)):
+            return True
+        error = error.__cause__
+    return False

@@ -1,0 +1,758 @@
+"""The web studio in a real browser, before the real server. A thread plays the worker: it makes the same film of every job.
+
+The bundle itself is checked without a browser: it must be whole, small, and built from the sources beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import re
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+
+from tubelet.media import encode
+from tubelet.serve.app import create_app
+from tubelet.serve.auth import issue
+from tubelet.serve.config import ServeConfig, read_systems
+from tubelet.serve.jobs import Jobs
+from tubelet.serve.records import Asset, Claim, Job
+from tubelet.serve.store import Store
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+REPOSITORY = Path(__file__).parents[2]
+SOURCES = REPOSITORY / "studio"
+BUNDLE = REPOSITORY / "src" / "tubelet" / "serve" / "studio"
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 60_000
+"""Milliseconds that the page is given to show what it should."""
+STEPS, FRAMES, SIDE, FPS = 8, 17, 64, 8.0
+WORDS = "A large red ball drops and bounces twice."
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine: apt-get install chromium")
+
+
+# The bundle.
+
+
+def test_page_of_the_bundle_names_its_own_files_only() -> None:
+    page = (BUNDLE / "index.html").read_text()
+    named = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert any(name.endswith(".js") for name in named)
+    assert any(name.endswith(".css") for name in named)
+    for name in named:
+        assert re.fullmatch(r"\./assets/[\w-]+-[\w-]{8}\.(js|css|svg)", name), name
+        assert (BUNDLE / name).is_file(), name
+    assert {path.name for path in (BUNDLE / "assets").iterdir()} == {Path(name).name for name in named}
+
+
+def test_bundle_obeys_the_content_policy() -> None:
+    page = (BUNDLE / "index.html").read_text()
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", page)
+    for path in (BUNDLE / "assets").glob("*.js"):
+        assert not re.search(r"\beval\(|\bnew Function\b|\bimport\(", path.read_text()), path
+
+
+def test_bundle_is_small() -> None:
+    scripts = sum(len(gzip.compress(path.read_bytes())) for path in (BUNDLE / "assets").glob("*.js"))
+    assert 10_000 < scripts < 150_000
+
+
+def test_bundle_was_built_from_these_sources() -> None:
+    built = json.loads((BUNDLE / "sources.json").read_text())
+    single = ["index.html", "package.json", "package-lock.json", "svelte.config.js", "tsconfig.json", "vite.config.ts"]
+    paths = [SOURCES / name for name in single] + [path for path in (SOURCES / "src").rglob("*") if path.is_file()]
+    now = {path.relative_to(SOURCES).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    assert built == now, "the bundle is stale: run npm ci && npm run build in studio/"
+
+
+# The stage: server, worker, browser.
+
+
+@dataclass(frozen=True)
+class Media:
+    """Files of one short film: a red disc that falls."""
+
+    video: bytes
+    thumbnail: bytes
+    sheet: bytes
+    preview: bytes
+    picture: bytes
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Media:
+    y, x = np.mgrid[:SIDE, :SIDE]
+    film = np.full((FRAMES, SIDE, SIDE, 3), 225, np.uint8)
+    for number, frame in enumerate(film):
+        frame[(x - 32) ** 2 + (y - 10 - 2.6 * number) ** 2 < 64] = (210, 40, 40)
+    path = tmp_path_factory.mktemp("media") / "film.mp4"
+    settings = {"prompt": WORDS, "seed": 7, "steps": 12, "guidance": 2.0, "frames": FRAMES, "fps": FPS}
+    encode.save(film, path, FPS, {"prompt": WORDS, "settings": json.dumps(settings)})
+
+    def stored(pixels: np.ndarray, kind: str) -> bytes:
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, kind)
+        return out.getvalue()
+
+    row = np.concatenate(list(film[:16]), 1)  # (H, 16 W, 3)
+    return Media(path.read_bytes(), stored(film[8], "WEBP"), stored(row, "JPEG"), stored(row, "JPEG"), stored(film[0], "PNG"))
+
+
+class Worker(threading.Thread):
+    """Claims jobs and makes the same film of each, a step at a time. While `goes` is clear it stands still after a step."""
+
+    def __init__(self, jobs: Jobs, store: Store, media: Media) -> None:
+        super().__init__(daemon=True)
+        self.jobs, self.store, self.media = jobs, store, media
+        self.goes, self.ended = threading.Event(), threading.Event()
+        self.goes.set()
+
+    def run(self) -> None:
+        self.jobs.hello("stage", {"device": "cpu"})
+        while not self.ended.is_set():
+            claim = self.jobs.claim("stage", kinds=("video",))
+            if claim is None:
+                self.ended.wait(0.05)
+            else:
+                self._make(claim)
+
+    def _make(self, claim: Claim) -> None:
+        for step in range(1, STEPS + 1):
+            preview = self.store.put(self.media.preview + bytes([step]), "preview", "image/jpeg") if step % 3 == 0 else None
+            while True:
+                signal = self.jobs.heartbeat(claim, progress=99 * step // STEPS, preview=preview)
+                if signal.lost or signal.cancelled:
+                    self.jobs.fail(claim, "cancelled", "The job was cancelled.")
+                    return
+                if self.ended.is_set():
+                    return
+                if step < 4 or self.goes.wait(0.1):
+                    break
+            self.ended.wait(0.02)
+        outputs = [
+            self.store.put(self.media.video, "video", "video/mp4"),
+            self.store.put(self.media.thumbnail, "thumbnail", "image/webp"),
+            self.store.put(self.media.sheet, "spritesheet", "image/jpeg"),
+        ]
+        facts = {"fps": FPS, "frames": FRAMES, "rendered": [SIDE, SIDE], "size": [SIDE, SIDE], "seconds": FRAMES / FPS}
+        self.jobs.finish(claim, outputs, {**facts, "text": "A red disc falls on a pale floor.", "seed": 1})
+
+
+@dataclass
+class Stage:
+    """A server that can be stopped and started again on its port, and the worker beside it."""
+
+    config: ServeConfig
+    jobs: Jobs
+    store: Store
+    worker: Worker
+    media: Media
+    port: int = 0
+    server: uvicorn.Server | None = None
+    thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def start(self) -> None:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", self.port))
+        self.port = listener.getsockname()[1]
+        app = create_app(self.jobs, self.store, self.config)
+        self.server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        assert self.server is not None
+        assert self.thread is not None
+        self.server.should_exit = self.server.force_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+    def films(self) -> list[Job]:
+        return list(self.jobs.page(None, limit=100, order="asc").jobs)
+
+    def make(self, count: int = 1, **request: Any) -> None:
+        """Films that are there before the page is opened."""
+        outputs: list[Asset] = [
+            self.store.put(self.media.video, "video", "video/mp4"),
+            self.store.put(self.media.thumbnail, "thumbnail", "image/webp"),
+            self.store.put(self.media.sheet, "spritesheet", "image/jpeg"),
+        ]
+        facts = {"fps": FPS, "frames": FRAMES, "rendered": [SIDE, SIDE], "size": [SIDE, SIDE], "seconds": FRAMES / FPS}
+        asked = {"task": "create", "prompt": WORDS, "system": "worlds-64", "size": [SIDE, SIDE], "seed": 3}
+        for _ in range(count):
+            self.jobs.create({**asked, **request})
+            claim = self.jobs.claim("before")
+            assert claim is not None
+            assert self.jobs.finish(claim, outputs, facts)
+
+
+@pytest.fixture
+def build(tmp_path: Path, media: Media) -> Iterator[Callable[..., Stage]]:
+    """`build(**settings)`: a running stage."""
+    with contextlib.ExitStack() as opened:
+
+        def made(before: int = 0, **settings: Any) -> Stage:
+            jobs = Jobs.open(f"sqlite:///{tmp_path / 'tubelet.db'}")
+            opened.callback(jobs.close)
+            store = Store(tmp_path / "assets", reserve=0)
+            config = ServeConfig(tmp_path, read_systems(["worlds-64"]), poll=0.05, **settings)
+            stage = Stage(config, jobs, store, Worker(jobs, store, media), media)
+            stage.make(before)
+            stage.start()
+            opened.callback(stage.stop)
+            stage.worker.start()
+            opened.callback(stage.worker.join, 20)
+            opened.callback(stage.worker.ended.set)
+            return stage
+
+        yield made
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    with api.sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """Pages of one browser context, and everything that went wrong in them."""
+
+    context: BrowserContext
+    address: str
+    problems: list[str] = field(default_factory=list)
+    outage: bool = False
+    """The server is away on purpose: failed requests are no problem."""
+
+    def open(self, place: str = "") -> Page:
+        page = self.context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
+        page.on("request", lambda request: self._request(request.url))
+        page.goto(self.address + place)
+        return page
+
+    def _console(self, message: Any) -> None:
+        failed = "Failed to load resource" in message.text and self.outage
+        if message.type in ("error", "warning") and not failed:
+            self.problems.append(f"console: {message.text}")
+
+    def _request(self, url: str) -> None:
+        if not url.startswith((self.address, "blob:", "data:")):
+            self.problems.append(f"outside request: {url}")
+
+
+@pytest.fixture
+def visit(chromium: Browser) -> Iterator[Callable[..., Visit]]:
+    """`visit(stage, **context)`: a browser before the stage. What goes wrong in its pages fails the test."""
+    visits: list[Visit] = []
+
+    def made(stage: Stage, **settings: Any) -> Visit:
+        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce", **settings})
+        context.add_init_script(
+            "document.addEventListener('securitypolicyviolation', (e) => console.error(e.violatedDirective, e.blockedURI))"
+        )
+        visits.append(Visit(context, stage.url))
+        return visits[-1]
+
+    yield made
+    for one in visits:
+        one.context.close()
+    assert [problem for one in visits for problem in one.problems] == []
+
+
+def see(page: Page, script: str) -> None:
+    """Wait until an expression of the page is true. Asked from outside: the policy forbids the page to evaluate text."""
+    for _ in range(PATIENCE // 50):
+        if page.evaluate(script):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {script}")
+
+
+def bring(page: Page, how: Literal["drop", "paste"], name: str, kind: str, data: bytes) -> None:
+    """Bring a file onto the page, as from the desktop."""
+    page.evaluate(
+        """([how, name, kind, text]) => {
+            const carried = new DataTransfer();
+            carried.items.add(new File([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], name, { type: kind }));
+            const said = { dataTransfer: carried, clipboardData: carried, bubbles: true, cancelable: true };
+            const main = document.querySelector("main");
+            if (how === "paste") main.dispatchEvent(new ClipboardEvent("paste", said));
+            else for (const type of ["dragenter", "dragover", "drop"]) main.dispatchEvent(new DragEvent(type, said));
+        }""",
+        [how, name, kind, base64.b64encode(data).decode()],
+    )
+
+
+def tab_to(page: Page, script: str, most: int = 60) -> None:
+    """Press Tab until the focused element `e` is the one."""
+    for _ in range(most):
+        if page.evaluate(f"(() => {{ const e = document.activeElement; return Boolean({script}); }})()"):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"the Tab key does not lead to {script}")
+
+
+# Journeys.
+
+
+@needs_chromium
+def test_film_is_asked_for_watched_while_it_is_made_and_played(
+    build: Callable[..., Stage], visit: Callable[..., Visit]
+) -> None:
+    stage = build()
+    stage.worker.goes.clear()
+    page = visit(stage, reduced_motion="no-preference").open()
+    page.get_by_role("heading", name="Say it. Watch it move.").wait_for()
+    page.get_by_role("button", name=WORDS).click()
+    page.get_by_text("The model will read:").wait_for()
+    page.get_by_role("button", name="Make film").click()
+    making = page.get_by_role("region", name="In the making")
+    making.get_by_role("img", name=f"Preview of {WORDS}").wait_for()
+    assert making.get_by_role("progressbar").get_attribute("value") == str(99 * 4 // STEPS)
+    stage.worker.goes.set()
+    page.get_by_role("link", name=WORDS).click()
+    see(page, "document.querySelector('dialog video')?.currentTime > 0.3")
+    assert page.locator("[aria-live=polite]", has_text=f"Film finished: {WORDS}").count() == 1
+    assert making.count() == 0
+    (film,) = stage.films()
+    assert film.request["prompt"] == WORDS
+    assert film.request["expand"] is True
+
+
+@needs_chromium
+def test_four_takes_have_four_seeds_and_words_may_be_changed_before(
+    build: Callable[..., Stage], visit: Callable[..., Visit]
+) -> None:
+    stage = build()
+    page = visit(stage).open()
+    page.get_by_label("What happens in your film?").fill("a red ball bounces")
+    page.get_by_role("button", name="Change it").click()
+    page.get_by_label("The model will read").fill("A red ball, and nothing else.")
+    page.get_by_role("radiogroup", name="Takes").get_by_role("radio", name="4").click()
+    page.get_by_text("More settings").click()
+    page.get_by_label("Seed").fill("40")
+    page.get_by_label("Steps").fill("5")
+    page.get_by_role("radio", name="Tall").click()
+    page.get_by_role("radio", name="8 s", exact=True).click()
+    page.get_by_role("button", name="Make 4 films").click()
+    see(page, "document.querySelectorAll('.tile-inner:not(.failed)').length === 4")
+    asked = [film.request for film in stage.films()]
+    assert [request["seed"] for request in asked] == [40, 41, 42, 43]
+    for request in asked:
+        assert (request["prompt"], request["expand"], request["steps"]) == ("A red ball, and nothing else.", False, 5)
+        assert request["size"][0] > request["size"][1]
+        assert request["seconds"] == 8
+
+
+@needs_chromium
+def test_pictures_come_by_drop_and_by_paste(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build()
+    page = visit(stage).open()
+    bring(page, "drop", "first.png", "image/png", stage.media.picture)
+    page.get_by_role("img", name="First picture: first.png").wait_for()
+    bring(page, "paste", "last.png", "image/png", stage.media.picture)
+    page.get_by_role("img", name="Last picture: last.png").wait_for()
+    page.get_by_label("What happens in your film?").fill("a red ball falls")
+    page.get_by_role("button", name="Make film").click()
+    page.get_by_role("link", name="a red ball falls").wait_for()
+    (film,) = stage.films()
+    assert [entry["role"] for entry in film.request["inputs"]] == ["reference", "last"]
+
+
+@needs_chromium
+def test_storyboard_is_a_film_of_shots(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build()
+    page = visit(stage).open()
+    page.get_by_label("What happens in your film?").fill("A red ball falls.")
+    page.get_by_role("button", name="Storyboard").click()
+    page.get_by_label("What happens in shot 2").fill("A blue square slides.")
+    page.get_by_role("button", name="Add a shot").click()
+    page.get_by_label("What happens in shot 3").fill("A ring appears.")
+    page.get_by_label("Seconds of shot 3").fill("4")
+    page.get_by_role("button", name="Shot 3 earlier").click()
+    page.get_by_role("button", name="Make film").click()
+    page.locator(".tile img").wait_for()
+    (film,) = stage.films()
+    shots = [(shot["prompt"], shot["seconds"]) for shot in film.request["shots"]]
+    assert shots == [("A red ball falls.", 2), ("A ring appears.", 4), ("A blue square slides.", 2)]
+
+
+@needs_chromium
+def test_clip_is_extended_looped_and_remixed_from_its_tile(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build(before=1)
+    page = visit(stage).open()
+    first = page.locator(".tile").last
+    for count, (action, button) in enumerate([("Extend", "Extend film"), ("Loop", "Make it loop"), ("Remix", "Remix film")], 2):
+        first.hover()
+        first.get_by_role("button", name=f"{action} {WORDS}").click()
+        page.get_by_label(re.compile("^What (happens|should)")).fill(f"take {count}")
+        page.get_by_role("button", name=button).click()
+        see(page, f"document.querySelectorAll('.tile-inner:not(.failed)').length === {count}")
+    original, *made = stage.films()
+    assert [film.parent for film in made] == [original.id] * 3
+    assert [(film.request["task"], film.request["loop"]) for film in made] == [
+        ("extend", False),
+        ("extend", True),
+        ("remix", False),
+    ]
+    assert made[2].request["strength"] == pytest.approx(0.7)
+    page.get_by_role("link", name="take 3").click()
+    family = page.get_by_role("dialog").get_by_role("link")
+    assert [WORDS in family.nth(0).inner_text(), "take 3" in family.nth(1).inner_text()] == [True, True]
+
+
+@needs_chromium
+def test_two_films_are_compared_connected_and_blended(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build()
+    stage.make(1, prompt="one")
+    stage.make(1, prompt="two")
+    page = visit(stage).open()
+    page.get_by_role("link", name="one").click()
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_role("link", name="two").click()
+    see(page, "[...document.querySelectorAll('dialog video')].filter((v) => v.readyState === 4).length === 2")
+    page.get_by_role("button", name="Play").click()
+    see(page, "document.querySelector('dialog video').currentTime > 0.5")
+    apart = "(([a, b]) => Math.abs(a.currentTime - b.currentTime))([...document.querySelectorAll('dialog video')])"
+    assert page.evaluate(apart) < 0.25
+    page.keyboard.press("Escape")
+    for mode in ("connect", "blend"):
+        page.get_by_role("link", name="one").click()
+        page.get_by_role("button", name=mode.capitalize()).click()
+        page.get_by_role("link", name="two").click()
+        page.get_by_label("What happens?").fill(f"they {mode}")
+        page.get_by_role("button", name=f"{mode.capitalize()} films").click()
+        page.get_by_role("link", name=f"they {mode}").wait_for()
+    made = [film.request for film in stage.films()[2:]]
+    assert [request["mode"] for request in made] == ["connect", "blend"]
+    assert all([entry["role"] for entry in request["inputs"]] == ["video", "second"] for request in made)
+
+
+@needs_chromium
+def test_queue_is_moved_paused_and_stopped(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build()
+    stage.worker.goes.clear()
+    page = visit(stage).open()
+    for words in ("first", "second", "third"):
+        page.get_by_label("What happens in your film?").fill(words)
+        page.get_by_role("button", name="Make film").click()
+        page.locator(f"#making [data-film]:has-text('{words}')").wait_for()
+    page.get_by_role("button", name="Earlier: third").click()
+    see(page, "[...document.querySelectorAll('.queued .words')].map((e) => e.textContent).join() === 'third,second'")
+    page.get_by_role("button", name="Pause queue").click()
+    page.get_by_role("button", name="Resume queue").wait_for()
+    page.get_by_role("button", name="Take out of the queue: second").click()
+    page.get_by_role("button", name="Stop first").click()
+    see(page, "document.querySelectorAll('.tile-inner.failed').length === 2")
+    assert [film.state for film in stage.films()] == ["failed", "failed", "queued"]
+    stage.worker.goes.set()
+    page.get_by_role("button", name="Resume queue").click()
+    page.get_by_role("link", name="third").wait_for()
+
+
+@needs_chromium
+def test_reload_and_a_second_tab_show_the_same_films(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build()
+    stage.worker.goes.clear()
+    guest = visit(stage)
+    page, other = guest.open(), guest.open()
+    page.get_by_label("What happens in your film?").fill("a film that outlives its page")
+    page.get_by_role("button", name="Make film").click()
+    for tab in (page, other):
+        see(tab, f"document.querySelector('#making progress')?.value === {99 * 4 // STEPS}")
+    page.reload()
+    page.get_by_role("img", name="Preview of a film that outlives its page").wait_for()
+    assert page.get_by_label("What happens in your film?").input_value() == "a film that outlives its page"
+    stage.worker.goes.set()
+    for tab in (page, other):
+        tab.get_by_role("link", name="a film that outlives its page").wait_for()
+    other.get_by_role("link", name="a film that outlives its page").click()
+    other.get_by_role("button", name="Delete film").click()
+    other.get_by_role("button", name="Keep it").click()
+    assert len(stage.films()) == 1
+    other.get_by_role("button", name="Delete film").click()
+    other.get_by_role("button", name="Delete", exact=True).click()
+    see(page, "document.querySelectorAll('.tile').length === 0")
+    assert stage.films() == []
+
+
+@needs_chromium
+def test_page_mends_itself_when_the_server_was_away(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build()
+    stage.worker.goes.clear()
+    guest = visit(stage)
+    page = guest.open()
+    page.get_by_label("What happens in your film?").fill("made over a gap")
+    page.get_by_role("button", name="Make film").click()
+    page.get_by_role("img", name="Preview of made over a gap").wait_for()
+    guest.outage = True
+    stage.stop()
+    page.get_by_text("The server is away. Trying again.").wait_for()
+    page.get_by_label("What happens in your film?").fill("asked for while away")
+    page.get_by_role("button", name="Make film").click()
+    page.get_by_role("button", name="Waiting for the server").wait_for()
+    stage.worker.goes.set()
+    stage.start()
+    page.get_by_role("link", name="made over a gap").wait_for()
+    page.get_by_role("link", name="asked for while away").wait_for()
+    page.get_by_text("The server is away. Trying again.").wait_for(state="detached")
+    assert [film.request["prompt"] for film in stage.films()] == ["made over a gap", "asked for while away"]
+
+
+@needs_chromium
+def test_everything_from_words_to_file_by_keyboard(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build()
+    page = visit(stage, accept_downloads=True).open()
+    page.get_by_role("button", name="Shortcuts").wait_for()
+    page.keyboard.press("?")
+    page.get_by_role("dialog", name="Shortcuts").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_role("dialog").wait_for(state="detached")
+    page.keyboard.press("/")
+    page.keyboard.type("keys only")
+    page.keyboard.press("Control+Enter")
+    page.get_by_role("link", name="keys only").wait_for()
+    tab_to(page, "e.closest('.tile a')")
+    page.keyboard.press("Enter")
+    page.get_by_role("dialog").wait_for()
+    tab_to(page, "e.textContent.trim() === 'Download'")
+    with page.expect_download() as waited:
+        page.keyboard.press("Enter")
+    assert re.fullmatch(r"keys-only-\d+\.mp4", waited.value.suggested_filename)
+    assert Path(waited.value.path()).read_bytes() == stage.media.video
+    page.keyboard.press("Escape")
+    page.get_by_role("dialog").wait_for(state="detached")
+    assert page.evaluate("document.activeElement.closest('.tile') !== null")
+    page.keyboard.press("e")
+    page.get_by_role("button", name="Extend film").wait_for()
+
+
+@needs_chromium
+def test_settings_come_back_from_a_film_and_from_a_dropped_file(
+    build: Callable[..., Stage], visit: Callable[..., Visit]
+) -> None:
+    stage = build()
+    stage.make(1, prompt="once more", seed=99, steps=11)
+    page = visit(stage).open()
+    page.get_by_role("link", name="once more").click()
+    page.get_by_role("button", name="Reuse").click()
+    prompt = page.get_by_label("What happens in your film?")
+    assert prompt.input_value() == "once more"
+    page.get_by_text("More settings").click()
+    assert (page.get_by_label("Steps").input_value(), page.get_by_label("Seed").input_value()) == ("11", "")
+    bring(page, "drop", "film.mp4", "video/mp4", stage.media.video)
+    page.get_by_role("button", name="Load its settings").click()
+    assert prompt.input_value() == WORDS
+    assert (page.get_by_label("Steps").input_value(), page.get_by_label("Seed").input_value()) == ("12", "")
+    bring(page, "drop", "film.mp4", "video/mp4", stage.media.video)
+    page.get_by_role("radio", name="Edit").click()
+    page.get_by_label("What should be different?").fill("now it is blue")
+    page.get_by_role("button", name="Edit film").click()
+    page.get_by_role("link", name="now it is blue").wait_for()
+    assert stage.films()[-1].request["task"] == "edit"
+
+
+@needs_chromium
+def test_marks_of_a_film_are_checked(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build(before=1)
+    page = visit(stage).open()
+    page.get_by_role("link", name=WORDS).click()
+    page.get_by_text("Where it came from").click()
+    page.get_by_role("button", name="Check the marks").click()
+    page.get_by_text("Signed record (C2PA): none found").wait_for()
+
+
+@needs_chromium
+def test_key_is_asked_for_and_kept_in_memory_only(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build(keys=True)
+    _, key = issue(stage.jobs, "studio", ("read", "create", "admin"))
+    guest = visit(stage)
+    guest.outage = True  # the browser notes each 401 as a failed request
+    page = guest.open()
+    page.get_by_label("Key", exact=True).fill(key)
+    page.get_by_role("button", name="Open the studio").click()
+    page.get_by_label("What happens in your film?").fill("under a key")
+    page.get_by_role("button", name="Make film").click()
+    page.get_by_role("link", name="under a key").click()
+    see(page, "document.querySelector('dialog video')?.readyState === 4")
+    assert page.evaluate("document.querySelector('.tile img').src.startsWith('blob:')")
+    kept = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
+    assert key not in kept
+    page.reload()
+    page.get_by_role("heading", name="This server needs a key").wait_for()
+
+
+@needs_chromium
+def test_five_thousand_films_are_a_page_of_a_few_tiles(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build()
+    sizes = ["1280x720", "720x1280", "1024x1024"]
+    same = {"object": "video", "status": "completed", "progress": 100, "created_at": 1, "seconds": "4", "task": "create"}
+    films = [
+        {**same, "id": f"video_{number:026d}", "model": "any", "size": sizes[number % 3], "prompt": f"film {number}"}
+        for number in range(5000)
+    ]
+
+    def listed(route: Any) -> None:
+        after = re.search(r"after=video_(\d+)", route.request.url)
+        start = int(after[1]) + 1 if after else 0
+        some = films[start : start + 100]
+        route.fulfill(json={"object": "list", "data": some, "has_more": start + 100 < 5000, "last_id": some[-1]["id"]})
+
+    guest = visit(stage)
+    guest.context.route(re.compile(r"/v1/videos\?"), listed)
+    picture = {"body": stage.media.thumbnail, "content_type": "image/webp"}
+    guest.context.route(re.compile("/content"), lambda route: route.fulfill(**picture))
+    page = guest.open()
+    page.locator(".tile").first.wait_for()
+    page.get_by_role("link", name="film 0,").focus()
+    most = 0
+    for _ in range(120):
+        page.keyboard.press("End")
+        most = max(most, page.locator(".tile").count())
+        if page.get_by_role("link", name="film 4999,").count():
+            break
+        page.wait_for_timeout(20)
+    assert page.get_by_role("link", name="film 4999,").count() == 1
+    assert 0 < most < 120
+
+
+AUDIT = """() => {
+  const problems = [];
+  const shown = (e) => e.checkVisibility({ checkVisibilityCSS: true }) && !e.closest("[aria-hidden=true]");
+  const start = (e) => e.outerHTML.slice(0, 120);
+  const top = [...document.querySelectorAll("dialog[open]")].pop() ?? document.body;
+  const words = (e) => e.getAttribute("aria-label") ?? [...(e.labels ?? [])].map((label) => label.textContent).join(" ");
+  const name = (e) => words(e).trim() || e.textContent.trim() || e.title || e.querySelector("img")?.alt;
+  for (const e of top.querySelectorAll("a[href], button, input, textarea, select, summary, [role], progress, video")) {
+    if (["presentation", "list", "status", "alert"].includes(e.getAttribute("role"))) continue;
+    if (shown(e) && !name(e)) problems.push("no name: " + start(e));
+  }
+  for (const e of top.querySelectorAll("img")) if (!e.hasAttribute("alt")) problems.push("no alt: " + start(e));
+  const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
+  if (new Set(ids).size < ids.length) problems.push("an id twice: " + ids.sort());
+  if (document.querySelectorAll("h1").length !== 1) problems.push("not one h1");
+
+  const colour = (text) => {
+    const [r, g, b, opaque = 1] = text.match(/[\\d.]+/g).map(Number);
+    return text.startsWith("color(") ? [r, g, b, opaque] : [r / 255, g / 255, b / 255, opaque];
+  };
+  const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => 0.05 + 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const walk = document.createTreeWalker(top, NodeFilter.SHOW_TEXT);
+  for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+    const e = node.parentElement;
+    if (!node.textContent.trim() || !shown(e)) continue;
+    if (e.closest(":disabled, noscript, .visually-hidden, .tile, option")) continue;
+    let ground = e;
+    while (ground && colour(getComputedStyle(ground).backgroundColor)[3] < 0.8) ground = ground.parentElement;
+    const style = getComputedStyle(e);
+    const behind = getComputedStyle(ground ?? document.documentElement).backgroundColor;
+    const [low, high] = [light(colour(style.color)), light(colour(behind))].sort((a, b) => a - b);
+    const least = parseFloat(style.fontSize) >= 24 ? 3 : 4.5;
+    if (high / low < least) problems.push(`contrast ${(high / low).toFixed(2)}: ${node.textContent.trim().slice(0, 40)}`);
+  }
+  for (const e of [document.documentElement, ...document.querySelectorAll("dialog[open]")]) {
+    if (e.scrollWidth > e.clientWidth) problems.push(`${e.localName}: ${e.scrollWidth} px wide on ${e.clientWidth}`);
+  }
+  return problems;
+}"""
+"""What is wrong with the view in front: names, contrast, room."""
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_view_has_names_contrast_and_room(build: Callable[..., Stage], visit: Callable[..., Visit], scheme: str) -> None:
+    stage = build()
+    page = visit(stage, color_scheme=scheme).open()
+    found: list[str] = []
+
+    def audit(view: str) -> None:
+        for width in (360, 768, 1440):
+            page.set_viewport_size({"width": width, "height": 800})
+            see(page, f"innerWidth === {width}")
+            page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 80)))")
+            found.extend(f"{view} {width}: {problem}" for problem in page.evaluate(AUDIT))
+
+    page.get_by_role("heading", name="Say it. Watch it move.").wait_for()
+    audit("empty")
+    stage.worker.goes.clear()
+    page.get_by_label("What happens in your film?").fill("a red ball with-a-very-long-word-" + "m" * 120)
+    page.get_by_text("More settings").click()
+    page.get_by_role("radio", name="3", exact=True).click()
+    page.get_by_role("button", name="Make 3 films").click()
+    page.get_by_role("img", name="Preview of").wait_for()
+    audit("making")
+    page.get_by_role("button", name="Storyboard").click()
+    audit("storyboard")
+    page.get_by_role("button", name="Storyboard").click()
+    page.get_by_role("button", name="Take out of the queue").first.click()
+    stage.worker.goes.set()
+    page.locator(".tile-inner.failed").wait_for()
+    page.locator(".tile-inner:not(.failed) a").first.wait_for()
+    audit("gallery")
+    page.locator(".tile-inner:not(.failed) a").first.focus()
+    page.keyboard.press("l")
+    audit("loop")
+    page.locator(".tile-inner:not(.failed) a").first.click()
+    see(page, "document.querySelector('dialog video')?.readyState === 4")
+    assert page.evaluate("document.querySelector('dialog video').paused"), "motion was not asked for"
+    page.get_by_text("Where it came from").click()
+    audit("film")
+    page.get_by_role("button", name="Delete film").click()
+    audit("delete")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Shortcuts").click()
+    audit("shortcuts")
+    assert not found, "\n".join(found)
+
+
+@needs_chromium
+def test_colours_follow_the_switch_and_stay(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    page = visit(build(), color_scheme="light").open()
+    ground = "getComputedStyle(document.documentElement).backgroundColor"
+    light = page.evaluate(ground)
+    page.get_by_role("button", name="Colours: as the system").click()
+    page.get_by_role("button", name="Colours: light").click()
+    page.get_by_role("button", name="Colours: dark").wait_for()
+    dark = page.evaluate(ground)
+    assert dark != light
+    page.reload()
+    page.get_by_role("button", name="Colours: dark").wait_for()
+    assert page.evaluate(ground) == dark

@@ -1,0 +1,162 @@
+"""Real workers, killed and stopped where it hurts: no job is lost, no film differs by a bit, nobody waits for a corpse."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tubelet.media.encode import save
+from tubelet.serve.jobs import Jobs
+from tubelet.serve.records import Job
+from tubelet.serve.store import Store
+
+PATIENCE = 240.0
+STEPS = 200
+"""Of each of two windows: long enough to be killed in the middle, on any machine."""
+
+
+def until(condition: Callable[[], Any], patience: float = PATIENCE) -> None:
+    end = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
+
+
+class Place:
+    """A server's folder, its queue and store, and the workers that were started on it."""
+
+    def __init__(self, folder: Path, system: Path) -> None:
+        self.folder, self.system = folder, system
+        self.url = f"sqlite:///{folder / 'tubelet.db'}"
+        self.jobs, self.store = Jobs.open(self.url), Store(folder / "assets")
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def worker(self) -> subprocess.Popen[bytes]:
+        words = ["--system", self.system, "--data", self.folder, "--device", "cpu", "--no-sign"]
+        command = [sys.executable, "-m", "tubelet", "worker", *map(str, words)]
+        log = (self.folder / "log").open("ab")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.workers.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, env=environment))
+        log.close()
+        return self.workers[-1]
+
+    def film(self, **more: Any) -> Job:
+        """A clip that goes on: known frames, and more than one window."""
+        asset = self.store.put(self.folder / "source.mp4", "input", "video/mp4")
+        inputs = [{"role": "video", "asset": asset.id, "media": asset.media}]
+        request = {"task": "extend", "prompt": "a red ball falls", "system": "tiny", "seed": 7, "frames": 7, "steps": STEPS}
+        return self.jobs.create({**request, "size": [48, 64], "inputs": inputs, "expand": True, **more})[0]
+
+    def job(self, job: Job) -> Job:
+        found = self.jobs.get(job.id, None)
+        assert found is not None
+        return found
+
+    def answers(self, job: Job) -> int:
+        """How many answers the job's journal holds."""
+        return len(list((self.folder / "journals" / job.id / "answers").glob("*.safetensors")))
+
+    def holder(self, job: Job) -> int | None:
+        """The process that works on a job."""
+        return next((worker["pid"] for worker in self.jobs.workers() if worker["job"] == job.id), None)
+
+    def sweep(self) -> int:
+        """Take back what killed workers held, without waiting for their leases."""
+        later = Jobs.open(self.url, clock=lambda: time.time() + 60)
+        try:
+            return later.sweep()
+        finally:
+            later.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny: Path) -> Iterator[Place]:
+    still = np.linspace(30, 220, 64).astype(np.uint8)
+    film = np.stack([np.roll(np.broadcast_to(still[None, :, None], (48, 64, 3)), 3 * t, 1) for t in range(6)])
+    save(film, tmp_path / "source.mp4", 8.0)
+    place = Place(tmp_path, tiny)
+    yield place
+    for worker in place.workers:
+        worker.kill()
+        worker.wait()
+    place.jobs.close()
+
+
+def test_killed_workers_lose_no_job_and_change_no_bit(place: Place) -> None:
+    film, poison = place.film(), place.film(seed=8)
+    first_answer = place.folder / "journals" / film.id / "answers" / "000000.safetensors"
+    computed = 0
+    for answers in (20, 150):
+        workers = [place.worker(), place.worker()]
+        until(lambda answers=answers: place.answers(film) >= answers and place.answers(poison) >= answers)
+        held = {place.holder(film), place.holder(poison)}
+        assert held == {worker.pid for worker in workers}, "two workers share the work"
+        computed = computed or first_answer.stat().st_mtime_ns
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.wait()
+        assert place.sweep() == 2
+        assert [place.job(job).state for job in (film, poison)] == ["queued", "queued"]
+    place.worker()
+    place.worker()
+    until(lambda: place.answers(film) >= STEPS and place.holder(poison))
+    assert first_answer.stat().st_mtime_ns == computed, "what was computed once is not computed again"
+    pid = place.holder(poison)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    next(worker for worker in place.workers if worker.pid == pid).wait()
+    until(lambda: place.job(film).state == "completed")
+    assert place.sweep() == 1
+    failed = place.job(poison)
+    assert (failed.state, (failed.error or {})["code"]) == ("failed", "worker_crashed"), "no job kills workers for ever"
+    again = place.film()
+    until(lambda: place.job(again).state == "completed")
+    assert place.job(film).attempt == 3
+    assert place.job(again).attempt == 1
+    assert [asset.id for asset in place.job(film).outputs] == [asset.id for asset in place.job(again).outputs]
+    assert all(place.store.verify(asset) for asset in place.job(film).outputs)
+    assert not (place.folder / "journals" / film.id).exists()
+
+
+def test_a_running_job_is_cancelled_and_a_stopped_worker_gives_its_job_back(place: Place) -> None:
+    unwanted, film = place.film(steps=1000), place.film()
+    worker = place.worker()
+    until(lambda: place.answers(unwanted) > 3)
+    place.jobs.cancel(unwanted.id, None)
+    asked, answers = time.monotonic(), place.answers(unwanted)
+    until(lambda: place.job(unwanted).state == "failed")
+    assert (place.job(unwanted).error or {})["code"] == "cancelled"
+    assert time.monotonic() - asked < 10, "a heartbeat and a step, on a busy machine"
+    assert answers < 1000
+    until(lambda: place.answers(film) > 30)
+    worker.terminate()
+    assert worker.wait(PATIENCE) == 0
+    back = place.job(film)
+    assert (back.state, back.attempt, back.error) == ("queued", 1, None)
+    answers = place.answers(film)
+    assert 30 < answers < 2 * STEPS
+    place.worker()
+    again = place.film()
+    until(lambda: place.job(again).state == "completed")
+    assert place.job(film).state == "completed"
+    assert [asset.id for asset in place.job(film).outputs] == [asset.id for asset in place.job(again).outputs]
+    log = (place.folder / "log").read_text()
+    assert "given back" in log
+    assert "red ball" not in log, "nothing that a person wrote is logged"
+
+
+def test_a_worker_that_cannot_begin_says_why(place: Place, refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "no system" in refused("worker", "--system", "worlds-9", "--data", tmp_path)
+    assert "device" in refused("worker", "--system", place.system, "--data", tmp_path, "--device", "abacus")
+    assert "--patience" in refused("worker", "--patience", "0", "--data", tmp_path)
+    assert "cannot write in" in refused("worker", "--data", place.folder / "source.mp4" / "below")
+    assert "database" in refused("worker", "--system", place.system, "--data", tmp_path, "--store", "mysql://host/x")

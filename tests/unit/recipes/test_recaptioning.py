@@ -1,0 +1,75 @@
+"""The recaptioning experiment: equal trainings, blends that are what they say, figures that mean something."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tubelet.core.errors import UserError
+from tubelet.curate.degrade import Rates, alt_text
+from tubelet.data.schema import Record
+from tubelet.data.shards import ShardDataset, ShardWriter
+from tubelet.evaluate.report import make_cases
+from tubelet.recipes import load_recipe
+from tubelet.recipes.recaptioning import Recaptioning, following, markdown, name_of, worth
+from tubelet.recipes.worlds import Job, render_one
+from tubelet.worlds.constants import KINDS
+
+
+def test_trainings_differ_in_their_captions_alone() -> None:
+    experiment, base = load_recipe("recaptioning"), load_recipe("worlds-64")
+    assert [name_of(share) for share in experiment.blends] == [
+        "degraded", "recaptioned-065", "recaptioned-080", "recaptioned-095", "recaptioned-100"
+    ]  # fmt: skip
+    arms = [experiment.recipe(base, share) for share in experiment.blends]
+    for share, arm in zip(experiment.blends, arms, strict=True):
+        arm._check()
+        assert arm.captions == pytest.approx({"dense@captioner": share, "alt": 1 - share})
+        assert replace(arm, name="", captions={}) == replace(arms[0], name="", captions={})
+    assert experiment.recipe(base, 0.95).sketch.steps == base.sketch.steps // 8
+    assert experiment.recipe(base, 0.95).denoise.steps == base.denoise.steps // 8
+    assert replace(experiment, captioner="world").recipe(base, 0.8).captions == pytest.approx({"dense": 0.8, "alt": 0.2})
+
+
+@pytest.mark.parametrize("blends", [(), (0.5, 0.5), (0.5, 0.501), (-0.1,), (1.1,), (float("nan"),)])
+def test_blends_are_different_shares(blends: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match="blends are different shares"):
+        Recaptioning(blends=blends)
+
+
+def test_what_is_missing_is_named_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run tubelet train worlds-64 first, or set whole"):
+        Recaptioning(whole=str(tmp_path / "no")).run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="clips and n must be at least 1"):
+        Recaptioning(n=0)
+
+
+def test_the_worth_of_captions(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path) as writer:
+        for number in range(90):
+            job, _, _, captions = render_one(Job("phys2d", number, (16, 16), 2, 8.0))
+            bare = Record(job.key, {"latent": torch.zeros(1, 1, 1, 1)}, {"captions": captions})
+            alt = alt_text(bare, Rates(0.5, 0.0, 0.0, 0.1))
+            writer.add(Record(bare.key, bare.tensors, {"captions": [*captions, alt]}))
+    figures = worth(ShardDataset(tmp_path), ("alt", "dense@phys2d"))
+    for facet in ("colour", "shape", "size", "direction", "event"):
+        assert figures[f"dense@phys2d/{facet}"] == 1.0
+        assert 0.1 < figures[f"alt/{facet}"] < 0.6
+    assert figures["dense@phys2d/words"] > 30 > figures["alt/words"]
+
+
+def test_the_truth_follows_its_prompts_and_the_table_says_so() -> None:
+    cases = make_cases(KINDS, 18)
+    truth = following([case.truth for case in cases], cases, "short")
+    assert set(truth) == {f"short/{facet}" for facet in ("colour", "shape", "size", "direction", "event", "all")}
+    assert min(truth.values()) > 0.85
+    others = following([case.truth for case in [*cases[1:], cases[0]]], cases, "short")
+    assert others["short/all"] < 0.2
+    lines = markdown({"degraded": others, "truth": truth}).splitlines()
+    assert lines[0].startswith("| captions | short: colour | short: shape |")
+    assert lines[2].startswith("| degraded | 0.")
+    assert len(lines) == 4

@@ -1,0 +1,545 @@
+"""A worker takes jobs to their end: films, cancels, stops, lost leases, wrong wishes, full disks, hangs; in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_serve_render import WORDS, ask, save_tiny
+from torch import nn
+
+from tubelet.core.errors import UserError
+from tubelet.generate.system import System, load
+from tubelet.media.decode import decode_uint8, probe
+from tubelet.serve import worker as room
+from tubelet.serve.jobs import Jobs
+from tubelet.serve.records import Job, StorageFull
+from tubelet.serve.render import OutOfMemory, Rendered
+from tubelet.serve.store import Store
+from tubelet.serve.worker import Worker, WorkerConfig
+
+PATIENCE = 20.0
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> System:
+    return load(save_tiny(tmp_path_factory.mktemp("systems") / "tiny"), device="cpu", dtype="float32")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "BEAT", 0.02)
+    monkeypatch.setattr(room, "POLL", 0.01)
+    monkeypatch.setattr(room, "ROOM_PAUSE", 0.02)
+
+
+class Place:
+    """A server's folder with its queue and its store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = f"sqlite:///{folder / 'tubelet.db'}"
+        self.jobs = Jobs.open(self.url)
+        self.store = Store(folder / "assets")
+
+    def ask(self, **more: Any) -> Job:
+        return self.jobs.create({**ask(**more), "model": "sora-2", "system": "tiny"})[0]
+
+    def job(self, job: Job) -> Job:
+        found = self.jobs.get(job.id, None)
+        assert found is not None
+        return found
+
+    def worker(self, system: System, **more: Any) -> Worker:
+        config = WorkerConfig(self.folder, self.url, "tiny", sign=False, **more)
+        return Worker(self.jobs, self.store, system, config)
+
+    @property
+    def journals(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "journals").glob("*"))
+
+    def later(self) -> Jobs:
+        """The queue as it is seen a minute from now: every lease has run out."""
+        return Jobs.open(self.url, clock=lambda: time.time() + 60)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    place = Place(tmp_path)
+    yield place
+    place.jobs.close()
+
+
+class Gate(nn.Module):
+    """A denoiser that waits at its n-th answer until it is let go on."""
+
+    def __init__(self, network: nn.Module, before: int) -> None:
+        super().__init__()
+        self.network, self.config, self.before = network, network.config, before
+        self.reached, self.open = threading.Event(), threading.Event()
+        self.answers = 0
+
+    def forward(self, *question: Any, **more: Any) -> torch.Tensor:
+        if self.answers == self.before:
+            self.reached.set()
+            assert self.open.wait(PATIENCE)
+        self.answers += 1
+        return self.network(*question, **more)
+
+
+def with_network(system: System, network: nn.Module) -> System:
+    return replace(system, engine=replace(system.engine, denoiser=network))
+
+
+@contextlib.contextmanager
+def running(call: Callable[[], Any]) -> Iterator[threading.Thread]:
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    yield thread
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.005)
+
+
+def test_a_job_becomes_a_film(place: Place, system: System) -> None:
+    job = place.ask(size=[48, 96], seconds=1)
+    assert place.worker(system, ttl=100.0).turn()
+    done = place.job(job)
+    assert (done.state, done.progress, done.error) == ("completed", 100, None)
+    assert done.expires_at is not None
+    assert 90 < done.expires_at - time.time() <= 100
+    assert [asset.role for asset in done.outputs] == ["video", "thumbnail", "spritesheet"]
+    assert all(place.store.verify(asset) for asset in done.outputs)
+    path = place.store.path(done.outputs[0].id)
+    assert path is not None
+    assert decode_uint8(path)[0].shape == (8, 48, 96, 3)
+    assert {"text", "denoise", "decode", "write"} == set(done.result["timings"])
+    assert (done.result["system"], done.result["digest"], done.result["frames"]) == ("tiny", system.digest, 8)
+    assert place.journals == []
+    assert sorted(p.name for p in place.store.folder.iterdir()) == sorted(asset.id for asset in done.outputs)
+    assert not place.worker(system).turn(), "the queue is empty"
+
+
+def test_pictures_are_jobs_too(place: Place, system: System) -> None:
+    job = place.jobs.create({**ask("image", n=2, format="webp"), "system": "tiny"}, kind="image")[0]
+    place.worker(system).turn()
+    done = place.job(job)
+    assert [(asset.role, asset.media) for asset in done.outputs] == [("image", "image/webp")] * 2
+
+
+def test_a_film_is_made_from_another(place: Place, system: System) -> None:
+    first = place.ask(seconds=0.5)
+    worker = place.worker(system)
+    worker.turn()
+    film = place.job(first).outputs[0]
+    request = ask("extend", seconds=0.5) | {
+        "inputs": [{"role": "video", "asset": film.id, "media": film.media}],
+        "system": "tiny",
+    }
+    job = place.jobs.create(request, parent=first.id)[0]
+    worker.turn()
+    done = place.job(job)
+    assert done.state == "completed"
+    path = place.store.path(done.outputs[0].id)
+    assert path is not None
+    assert probe(path).frames == 8
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"inputs": {"reference": "missing.png"}}, "cannot be read any more"),
+        ({"size": [16, 900]}, "too long a shape"),
+    ],
+)
+def test_a_wrong_wish_fails_with_its_sentence(place: Place, system: System, more: dict[str, Any], says: str) -> None:
+    job = place.ask(**more)
+    place.worker(system).turn()
+    failed = place.job(job)
+    assert failed.state == "failed"
+    assert failed.error is not None
+    assert failed.error["code"] == "invalid_request"
+    assert says in failed.error["message"]
+    assert place.journals == []
+
+
+def test_a_job_of_another_system_fails(place: Place, system: System) -> None:
+    job = place.jobs.create({**ask(), "system": "huge"})[0]
+    place.worker(system).turn()
+    assert "no system huge" in (place.job(job).error or {})["message"]
+
+
+def test_an_unforeseen_error_says_nothing_to_the_client_and_no_words_to_the_log(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(nn.Module):
+        config = system.denoiser.config
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, *question: Any) -> torch.Tensor:
+            raise LookupError(f"no token for {WORDS}")
+
+    caplog.set_level(logging.INFO, "tubelet.serve")
+    job, after = place.ask(), place.ask(seed=5)
+    place.worker(with_network(system, Broken())).turn()
+    failed = place.job(job)
+    assert failed.error == {"code": "render_failed", "message": room.FAILED}
+    lines = [json.loads(record.message) for record in caplog.records]
+    error = next(line for line in lines if line["event"] == "error")
+    assert (error["kind"], error["said"], error["job"]) == ("LookupError", "", job.id)
+    assert any("in forward" in line for line in error["stack"])
+    assert WORDS not in caplog.text
+    place.worker(system).turn()
+    assert place.job(after).state == "completed", "the queue goes on"
+
+
+def test_a_cancelled_job_stops_within_a_step(place: Place, system: System) -> None:
+    gate = Gate(system.denoiser, before=3)
+    job = place.ask(steps=50)
+    worker = place.worker(with_network(system, gate))
+    with running(worker.turn):
+        assert gate.reached.wait(PATIENCE)
+        place.jobs.cancel(job.id, None)
+        until(lambda: place.jobs.events(job=job.id)[-1][2]["cancelled"])
+        seen = place.jobs.workers()[0]["seen"]
+        until(lambda: place.jobs.workers()[0]["seen"] > seen + 0.05)  # a heartbeat after the cancel
+        gate.open.set()
+    failed = place.job(job)
+    assert failed.error == {"code": "cancelled", "message": "The job was cancelled."}
+    assert gate.answers == 4, "the step that ran was the last"
+    assert place.journals == []
+
+
+def test_a_stop_gives_the_job_back_with_its_journal_and_another_goes_on(place: Place, system: System) -> None:
+    whole = place.ask(steps=6)
+    place.worker(system).turn()
+    gate = Gate(system.denoiser, before=3)
+    job = place.ask(steps=6)
+    worker = place.worker(with_network(system, gate))
+    with running(worker.run):
+        assert gate.reached.wait(PATIENCE)
+        worker.stopping.set()
+        gate.open.set()
+    back = place.job(job)
+    assert (back.state, back.error) == ("queued", None)
+    assert place.journals == [job.id]
+    assert len(list((place.folder / "journals" / job.id / "answers").iterdir())) == 4
+    second = Gate(system.denoiser, before=99)
+    place.worker(with_network(system, second)).turn()
+    assert second.answers == 2, "the rest came from the journal"
+    done = place.job(job)
+    assert (done.state, done.attempt) == ("completed", 2)
+    assert [asset.id for asset in done.outputs] == [asset.id for asset in place.job(whole).outputs], "the same bytes"
+    assert place.journals == []
+
+
+def test_a_worker_without_its_parent_stops(place: Place, system: System) -> None:
+    gate = Gate(system.denoiser, before=1)
+    job = place.ask(steps=6)
+    worker = place.worker(with_network(system, gate), parent=os.getppid())
+    assert not worker.orphaned()
+    with running(worker.run):
+        assert gate.reached.wait(PATIENCE)
+        worker.config = replace(worker.config, parent=1 if os.getppid() != 1 else 2)
+        until(worker.stopping.is_set)
+        gate.open.set()
+    assert place.job(job).state == "queued"
+    idle = place.worker(system, parent=1 if os.getppid() != 1 else 2)
+    assert idle.run() == 0
+
+
+def test_a_worker_that_lost_its_job_leaves_it_alone(place: Place, system: System) -> None:
+    gate = Gate(system.denoiser, before=2)
+    job = place.ask(steps=6)
+    with running(place.worker(with_network(system, gate)).turn):
+        assert gate.reached.wait(PATIENCE)
+        assert place.later().sweep() == 1
+        other = place.jobs.claim("other")
+        assert other is not None
+        gate.open.set()
+    assert gate.answers <= 6
+    now = place.job(job)
+    assert (now.state, now.attempt) == ("in_progress", 2)
+    assert place.journals == [job.id], "the other worker's journal"
+    assert place.jobs.finish(other, [], {})
+
+
+def test_a_deleted_job_leaves_nothing(place: Place, system: System) -> None:
+    gate = Gate(system.denoiser, before=2)
+    job = place.ask(steps=6)
+    with running(place.worker(with_network(system, gate)).turn):
+        assert gate.reached.wait(PATIENCE)
+        place.jobs.delete(job.id, None)
+        gate.open.set()
+    assert place.jobs.get(job.id, None) is None
+    assert place.journals == []
+    assert list(place.store.folder.iterdir()) == []
+
+
+def test_what_was_made_of_a_job_deleted_at_the_last_moment_is_removed(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "BEAT", 60.0)
+    job, twin = place.ask(seed=1), place.ask(seed=2)
+    finish = place.jobs.finish
+
+    def deleted(*wish: Any) -> bool:
+        place.jobs.delete(job.id, None)
+        return finish(*wish)
+
+    monkeypatch.setattr(place.jobs, "finish", deleted)
+    worker = place.worker(system)
+    worker.turn()
+    assert list(place.store.folder.iterdir()) == []
+    assert place.journals == []
+    worker.turn()
+    assert place.job(twin).state == "completed"
+
+
+def test_progress_is_told_and_never_complete_before_the_end(place: Place, system: System) -> None:
+    gate = Gate(system.denoiser, before=5)
+    job = place.ask(steps=10)
+    with running(place.worker(with_network(system, gate)).turn):
+        assert gate.reached.wait(PATIENCE)
+        until(lambda: place.job(job).progress == 45)
+        gate.open.set()
+    told = [facts["progress"] for _, _, facts in place.jobs.events(job=job.id)]
+    assert told == sorted(told)
+    assert told[-1] == 100
+    assert all(progress < 95 for progress in told[:-1])
+
+
+def test_previews_are_shown_while_it_runs_and_gone_afterwards(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tubelet.serve import render
+
+    monkeypatch.setattr(render, "PREVIEW_PAUSE", 0.0)
+    monkeypatch.setattr(render, "PREVIEW_SHARE", float("inf"))
+    gates = [Gate(system.denoiser, before=n) for n in (2, 4)]
+    gates[1].network = gates[0]
+    job = place.ask(steps=6)
+    shown = []
+    with running(place.worker(with_network(system, gates[1])).turn):
+        for gate in gates:
+            assert gate.reached.wait(PATIENCE)
+            before = shown[-1:]
+            until(lambda before=before: place.job(job).outputs and list(place.job(job).outputs) != before)
+            (preview,) = place.job(job).outputs
+            assert (preview.role, preview.media) == ("preview", "image/jpeg")
+            assert place.store.verify(preview)
+            shown.append(preview)
+            gate.open.set()
+    assert shown[0].id != shown[1].id
+    done = place.job(job)
+    assert sorted(p.name for p in place.store.folder.iterdir()) == sorted(asset.id for asset in done.outputs)
+
+
+def test_a_full_disk_heals(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tubelet.serve")
+    job, full = place.ask(), threading.Event()
+    full.set()
+    write, put, finish, tries = Rendered.write, place.store.put, place.jobs.finish, []
+
+    def refusing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(*wish: Any, **more: Any) -> Any:
+            tries.append(name)
+            if tries.count(name) <= 2:
+                raise StorageFull
+            return call(*wish, **more)
+
+        return refuse
+
+    monkeypatch.setattr(Rendered, "write", refusing("write", write))
+    monkeypatch.setattr(place.store, "put", refusing("put", put))
+    monkeypatch.setattr(place.jobs, "finish", refusing("finish", finish))
+    gate = Gate(system.denoiser, before=99)
+    place.worker(with_network(system, gate)).turn()
+    done = place.job(job)
+    assert (done.state, done.attempt) == ("completed", 1)
+    assert gate.answers == 2, "the film was made once"
+    assert all(place.store.verify(asset) for asset in done.outputs)
+    assert [tries.count(name) for name in ("write", "put", "finish")] == [5, 2 + 3, 3]
+    assert [json.loads(r.message)["event"] for r in caplog.records].count("no room") == 2, "said once for each"
+
+
+def test_a_stop_while_the_disk_is_full_gives_the_job_back(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = place.ask()
+    waits = threading.Event()
+
+    def full(*_: Any) -> None:
+        waits.set()
+        raise StorageFull
+
+    monkeypatch.setattr(Rendered, "write", full)
+    worker = place.worker(system)
+    with running(worker.run):
+        assert waits.wait(PATIENCE)
+        worker.stopping.set()
+    assert place.job(job).state == "queued"
+    assert place.journals == [job.id]
+
+
+def test_without_room_no_job_is_begun(place: Place, system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = place.ask()
+    free, looked = [0], threading.Event()
+
+    def room_left() -> int:
+        looked.set()
+        return free[0]
+
+    monkeypatch.setattr(place.store, "free", room_left)
+    worker = place.worker(system)
+    with running(worker.run):
+        assert looked.wait(PATIENCE)
+        assert place.job(job).state == "queued"
+        free[0] = 1 << 40
+        until(lambda: place.job(job).state == "completed")
+        worker.stopping.set()
+
+
+def test_too_little_memory_is_tried_once_more_and_then_said(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = place.ask(seed=1), place.ask(seed=2), place.ask(seed=3)
+    ways: list[bool] = []
+    render = room.render
+
+    def poor(*wish: Any, lean: bool, **more: Any) -> Rendered:
+        ways.append(lean)
+        if len(ways) in (1, 3, 4):
+            raise OutOfMemory
+        return render(*wish, lean=lean, **more)
+
+    monkeypatch.setattr(room, "render", poor)
+    worker = place.worker(system)
+    for _ in range(3):
+        worker.turn()
+    assert ways == [False, True, False, True, False]
+    assert place.job(first).state == "completed"
+    assert place.job(second).error == {"code": "out_of_memory", "message": room.TOO_MUCH}
+    assert place.job(third).state == "completed"
+
+
+def test_too_little_memory_for_the_files_is_said_too(place: Place, system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    def poor(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Rendered, "write", poor)
+    job = place.ask()
+    place.worker(system).turn()
+    assert (place.job(job).error or {})["code"] == "out_of_memory"
+
+
+def test_a_device_that_computes_no_more_ends_the_process_and_leaves_the_job_to_the_next(place: Place, system: System) -> None:
+    class Gone(Gate):
+        def forward(self, *question: Any, **more: Any) -> torch.Tensor:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    job = place.ask()
+    assert place.worker(with_network(system, Gone(system.denoiser, 0))).run() == room.BROKEN
+    assert place.job(job).state == "in_progress"
+    assert place.later().sweep() == 1
+    place.worker(system).turn()
+    assert place.job(job).state == "completed"
+
+
+def test_a_step_that_hangs_ends_the_process(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    gate = Gate(system.denoiser, before=1)
+
+    def ended(code: int) -> None:
+        codes.append(code)
+        gate.open.set()
+
+    monkeypatch.setattr(room.os, "_exit", ended)
+    job = place.ask()
+    place.worker(with_network(system, gate), patience=0.3).turn()
+    assert codes[:1] == [room.HUNG]
+    assert "in forward" in capfd.readouterr().err, "where it hung"
+    assert place.job(job).state == "completed", "here only because the process lived on"
+
+
+def test_a_failed_signature_is_not_the_clients_fault(place: Place, system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise UserError(f"{place.folder} could not be signed; renew the certificate")
+
+    monkeypatch.setattr(room._Attempt, "_sign", refuse)
+    job = place.ask()
+    place.worker(system).turn()
+    assert place.job(job).error == {"code": "render_failed", "message": room.FAILED}
+
+
+def test_a_heartbeat_that_is_not_heard_does_not_end_the_heart(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heartbeat, beats = place.jobs.heartbeat, []
+
+    def deaf(*wish: Any, **more: Any) -> Any:
+        beats.append(1)
+        if len(beats) == 1:
+            raise StorageFull
+        if len(beats) == 2:
+            raise LookupError
+        return heartbeat(*wish, **more)
+
+    monkeypatch.setattr(place.jobs, "heartbeat", deaf)
+    gate = Gate(system.denoiser, before=1)
+    job = place.ask()
+    with running(place.worker(with_network(system, gate)).turn):
+        until(lambda: len(beats) > 3)
+        gate.open.set()
+    assert place.job(job).state == "completed"
+
+
+def test_workers_say_what_they_are(place: Place, system: System) -> None:
+    worker = place.worker(system, name="left")
+    with running(worker.run):
+        until(place.jobs.workers)
+        worker.stopping.set()
+    (said,) = place.jobs.workers()
+    assert {name: said[name] for name in ("id", "system", "device", "pid")} == {
+        "id": "left", "system": "tiny", "device": "cpu", "pid": os.getpid()
+    }  # fmt: skip
+
+
+def test_two_workers_share_the_work(place: Place, system: System) -> None:
+    wanted = [place.ask(seed=seed) for seed in range(6)]
+    gates = [Gate(system.denoiser, before=0) for _ in range(2)]
+    workers = [place.worker(with_network(system, gate)) for gate in gates]
+    with running(workers[0].run), running(workers[1].run):
+        assert all(gate.reached.wait(PATIENCE) for gate in gates), "both have a job at once"
+        for gate in gates:
+            gate.open.set()
+        until(lambda: all(place.job(job).state == "completed" for job in wanted))
+        for worker in workers:
+            worker.stopping.set()
+    assert all(place.job(job).attempt == 1 for job in wanted)
+    assert sum(gate.answers for gate in gates) == 6 * 2
+    assert min(gate.answers for gate in gates) >= 2
