@@ -169,13 +169,15 @@ def drive_stops(folder: Path) -> None:
 
 
 class Steps:
-    """Counts the steps a process takes in its storage, and ends it at the chosen one: no handler runs, nothing is flushed."""
+    """Counts the steps a process takes in its storage, before each statement and on both sides of each commit.
+
+    At the chosen one the process ends: no handler runs, nothing is flushed.
+    """
 
     def __init__(self, last: int) -> None:
         self.last = last
         self.taken = 0
         sa.event.listen(sa.Engine, "before_cursor_execute", self.step)
-        sa.event.listen(sa.Engine, "after_cursor_execute", self.step)
         commit = DefaultDialect.do_commit
 
         def stepping(dialect: Any, connection: Any) -> None:
@@ -346,8 +348,8 @@ def test_a_worker_that_was_stopped_for_too_long_cannot_publish(memory: Path) -> 
 def test_the_store_is_consistent_after_an_end_at_any_step(memory: Path) -> None:
     driven("steps", memory)
     opened, lived = (int(line) for line in notes(memory, "steps"))
-    assert opened > 30
-    assert lived > 200
+    assert opened > 20
+    assert lived > 100
 
 
 if __name__ == "__main__":

@@ -56,13 +56,13 @@ from tubelet.train.text_to_video import TextToVideo
 
 FACETS = ("colour", "shape", "size")
 Conditioning = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
-KINDS: dict[str, Conditioning] = {
+WAYS: dict[str, Conditioning] = {
     "DiT, adaLN-Zero": "adaln-zero",
     "DiT, adaLN": "adaln",
     "DiT, cross-attention": "cross-attention",
     "DiT, in-context": "in-context",
 }
-ROWS = ("U-Net", *KINDS)
+ROWS = ("U-Net", *WAYS)
 SPLITS = ("in", "held_out")
 OTHERS = 1_000_000
 """Test seeds from here on are truth that no prompt is made of."""
@@ -149,7 +149,7 @@ class UNetOrDiT:
         if name == "U-Net":
             unet = replace(self.unet, channels=channels, context=width, size=lent.cells[1], learn_sigma=True)
             return UNet(unet), unet.stride
-        dit = replace(self.dit, in_channels=channels, text_width=width, classes=1, conditioning=KINDS[name], learn_sigma=True)
+        dit = replace(self.dit, in_channels=channels, text_width=width, classes=1, conditioning=WAYS[name], learn_sigma=True)
         return DiT(dit), dit.patch
 
     def macs(self, name: str, lent: Lent) -> float:

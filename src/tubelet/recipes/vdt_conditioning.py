@@ -61,7 +61,7 @@ from tubelet.worlds.base import Episode
 from tubelet.worlds.constants import TEST_SEEDS
 
 Conditioning = Literal["adaln", "cross-attention", "concat"]
-KINDS: dict[str, Conditioning] = {
+WAYS: dict[str, Conditioning] = {
     "adaptive layer norm": "adaln",
     "cross-attention": "cross-attention",
     "token concatenation": "concat",
@@ -75,7 +75,7 @@ class VDTConditioning:
 
     whole: str = "runs/worlds-64"
     """The folder of a finished run of worlds-64."""
-    rows: tuple[str, ...] = tuple(KINDS)
+    rows: tuple[str, ...] = tuple(WAYS)
     kinds: tuple[str, ...] = (*MOVING, "collision")
     known: int = 8
     """Latent frames at the beginning that are given."""
@@ -108,7 +108,7 @@ class VDTConditioning:
         def trained(name: str, place: Path) -> Row | None:
             torch.manual_seed(self.train.seed)  # the initial weights
             chain = Chain(VPLinear(), "eps", spacing="trailing")
-            vdt = replace(self.vdt, in_channels=lent.codec.channels, conditioning=KINDS[name], learn_sigma=True)
+            vdt = replace(self.vdt, in_channels=lent.codec.channels, conditioning=WAYS[name], learn_sigma=True)
             model = TextToVideo(lent.text, Forecast(VDT(vdt), chain.path))
             cost = macs(model.denoiser.to(lent.device), lent, frames, self.known)
             result = train_row(place, model, objective, source()(self.train.seed), self.train)
@@ -121,7 +121,7 @@ class VDTConditioning:
             own = judged(made, episodes, begin) | {"loss": loss, "macs": cost, "seconds": seconds}
             return Row(own | figures, made[0])
 
-        rows: dict[str, Callable[[Path], Row | None]] = {name: functools.partial(trained, name) for name in KINDS}
+        rows: dict[str, Callable[[Path], Row | None]] = {name: functools.partial(trained, name) for name in WAYS}
         simple = self._simple(lent, episodes, begin)
         columns = (
             ("velocity error", "velocity", plain()),

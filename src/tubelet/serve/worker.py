@@ -197,6 +197,7 @@ class _Attempt:
         self._lost = self._cancelled = False
         self._progress = 0
         self._preview: bytes | None = None
+        self._finished = False
         self._shown = next((asset for asset in claim.job.outputs if asset.role == "preview"), None)
         self._moved = time.monotonic()
 
@@ -210,6 +211,8 @@ class _Attempt:
         finally:
             self._ended.set()
             heart.join()
+            if self._finished:
+                self._keep_preview(None)  # the heart may have put one more while the job ended
             shutil.rmtree(self._out, ignore_errors=True)
         self._say(word, seconds=round(time.monotonic() - begin, 3))
 
@@ -377,7 +380,7 @@ class _Attempt:
     def _over(self, word: str) -> str:
         """The job has ended: nothing but its outputs stays."""
         self._forget()
-        self._keep_preview(None)
+        self._finished = True
         return word
 
     def _forget(self) -> None:

@@ -47,9 +47,9 @@ def test_the_mark_is_faint(clips: dict, marked: dict, name: str) -> None:
     clip = clips[name][0]
     assert marked[name].shape == clip.shape
     assert marked[name].dtype == np.uint8
-    assert decibels(clip, marked[name]) >= 42.9
+    assert decibels(clip, marked[name]) >= 42
     shift = marked[name].astype(int) - clip
-    assert np.abs(shift).max() <= 8
+    assert np.abs(shift).max() <= 10
     inside = (clip.min(-1) > 8) & (clip.max(-1) < 247)
     assert (shift.max(-1) == shift.min(-1))[inside].all(), "brightness changes, colours do not"
 
@@ -59,6 +59,19 @@ def test_only_the_key_finds_it_and_only_where_it_is(clips: dict, marked: dict, n
     assert detect(marked[name], KEY) == Found(PAYLOAD, pytest.approx(best(mark._mean_luma(marked[name]), [KEY])[0][1]))
     assert detect(marked[name], OTHER) is None
     assert detect(clips[name][0], KEY) is None
+
+
+def test_lively_films_are_marked_in_bursts_and_still_ones_throughout() -> None:
+    """Noise of strong contrast that glides a pixel a frame: what a coder throws away of a steady mark there is all of it."""
+    lively, still = mark.textured_clip(30), mark.world_clip(1, 64, 64, 48)
+    bursts = embed(lively, KEY, PAYLOAD)
+    found = detect_luma(coded_luma(bursts, 24, 28), KEY)
+    assert found is not None
+    assert found.payload == PAYLOAD
+    assert np.array_equal(bursts[mark.BURST :], lively[mark.BURST :])
+    assert decibels(lively, bursts) >= 42
+    shift = embed(still, KEY, PAYLOAD).astype(int) - still
+    assert all(frame.any() for frame in shift)
 
 
 def test_flat_areas_are_changed_less_than_textures(clips: dict, marked: dict) -> None:
@@ -132,7 +145,7 @@ def test_marking_is_repeatable_and_leaves_its_input_alone() -> None:
 def test_films_without_room_for_a_mark_do_no_harm(shape: tuple[int, ...], value: int) -> None:
     clip = np.full(shape, value, np.uint8)
     marked = embed(clip, KEY, PAYLOAD)
-    assert decibels(clip, marked) >= 42.9
+    assert decibels(clip, marked) >= 42
     assert detect(clip, KEY) is None
 
 

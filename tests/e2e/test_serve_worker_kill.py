@@ -20,7 +20,7 @@ from tubelet.serve.records import Job
 from tubelet.serve.store import Store
 
 PATIENCE = 240.0
-STEPS = 200
+STEPS = 120
 """Of each of two windows: long enough to be killed in the middle, on any machine."""
 
 
@@ -95,11 +95,11 @@ def test_killed_workers_lose_no_job_and_change_no_bit(place: Place) -> None:
     film, poison = place.film(), place.film(seed=8)
     first_answer = place.folder / "journals" / film.id / "answers" / "000000.safetensors"
     computed = 0
-    for answers in (20, 150):
+    for answers in (20, 100):
         workers = [place.worker(), place.worker()]
         until(lambda answers=answers: place.answers(film) >= answers and place.answers(poison) >= answers)
-        held = {place.holder(film), place.holder(poison)}
-        assert held == {worker.pid for worker in workers}, "two workers share the work"
+        # Two workers share the work; the answers may be those of the round before.
+        until(lambda pids={worker.pid for worker in workers}: {place.holder(film), place.holder(poison)} == pids)
         computed = computed or first_answer.stat().st_mtime_ns
         for worker in workers:
             os.kill(worker.pid, signal.SIGKILL)
@@ -159,4 +159,4 @@ def test_a_worker_that_cannot_begin_says_why(place: Place, refused: Callable[...
     assert "device" in refused("worker", "--system", place.system, "--data", tmp_path, "--device", "abacus")
     assert "--patience" in refused("worker", "--patience", "0", "--data", tmp_path)
     assert "cannot write in" in refused("worker", "--data", place.folder / "source.mp4" / "below")
-    assert "database" in refused("worker", "--system", place.system, "--data", tmp_path, "--store", "mysql://host/x")
+    assert "sqlite:///FILE" in refused("worker", "--system", place.system, "--data", tmp_path, "--store", "mysql://host/x")
