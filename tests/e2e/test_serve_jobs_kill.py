@@ -242,34 +242,26 @@ def drive_steps(folder: Path) -> None:
                 shutil.copy(template / "tubelet.db", place)
             status = os.waitstatus_to_exitcode(os.waitpid(child(life, place, last), 0)[1])
             assert status in (0, 3), place
-            open_jobs(place).close()  # whatever was left behind, it opens
-            check(place)
-            go_on(place)
-            assert {job.state for job in check(place)} <= {"completed", "failed"}
+            jobs = open_jobs(place, clock=lambda: time.time() + 60)  # whatever was left behind, it opens
+            check(place, jobs)
+            while claim := jobs.claim("next"):
+                assert jobs.finish(claim, [render(place, claim)], {})
+                note(place, "finished", claim.job.id)
+            assert {job.state for job in check(place, jobs)} <= {"completed", "failed"}
+            jobs.close()
             shutil.rmtree(place)
         note(folder, "steps", str(last - 1))
-
-
-def go_on(folder: Path) -> None:
-    """What the next worker does, once it is a minute later."""
-    jobs = open_jobs(folder, clock=lambda: time.time() + 60)
-    while claim := jobs.claim("next"):
-        assert jobs.finish(claim, [render(folder, claim)], {})
-        note(folder, "finished", claim.job.id)
-    jobs.close()
 
 
 # What must hold.
 
 
-def check(folder: Path) -> list[Job]:
+def check(folder: Path, jobs: Jobs) -> list[Job]:
     """The rows of a database agree with each other, with the files and with what was acknowledged. Returns the jobs."""
-    jobs = open_jobs(folder, clock=lambda: 0.0)
     every = {job.id: job for job in jobs.page(None, limit=1_000_000).jobs}
     events = jobs.events(limit=1_000_000)
     outbox = Counter(document["job"] for document in jobs.all("outbox", None))
     hooked = bool(jobs.all("webhook_endpoint", None))
-    jobs.close()
     rows = sqlite3.connect(folder / "tubelet.db")
     assert rows.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert rows.execute("SELECT count(*) - count(DISTINCT place) FROM jobs").fetchone() == (0,)
@@ -330,7 +322,7 @@ def memory(tmp_path: Path) -> Iterator[Path]:
 
 def test_kills_at_random_points_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
     driven("rounds", tmp_path)
-    jobs = check(tmp_path)
+    jobs = check(tmp_path, open_jobs(tmp_path))
     assert {job.state for job in jobs} == {"completed"}
     assert len(jobs) > ROUNDS, "the rounds did some work"
     assert any(job.attempt > 1 for job in jobs), "no kill hit a worker at work: the test tests nothing"
@@ -341,7 +333,7 @@ def test_kills_at_random_points_lose_nothing_and_double_nothing(tmp_path: Path) 
 def test_a_worker_that_was_stopped_for_too_long_cannot_publish(memory: Path) -> None:
     driven("stops", memory)
     assert notes(memory, "stale") == ["1 0 0"] * STOPPED
-    jobs = check(memory)
+    jobs = check(memory, open_jobs(memory))
     assert [(job.state, job.attempt, job.result) for job in jobs] == [("completed", 2, {"attempt": 2})] * STOPPED
 
 

@@ -30,7 +30,8 @@ def parse_scene(prompt: str) -> Scene | None:
 
 def _episode(scene: Mapping[str, Any]) -> Any:
     wish = {name: value for name, value in scene.items() if name not in ("kind", "prompt")}
-    seed = zlib.crc32(str(scene.get("prompt", compose(scene))).strip().lower().encode()) & 0x7FFFFFFF
+    words = scene["prompt"] if "prompt" in scene else compose(scene)
+    seed = zlib.crc32(str(words).strip().lower().encode()) & 0x7FFFFFFF
     world = next(w for w in ROOMS if scene["kind"].split("+")[0] in w.kinds)
     episode = world.sample(seed, kind=scene["kind"], wish=wish)
     for further in range(1, TRIES):

@@ -80,3 +80,10 @@ def test_every_kind_can_be_expanded() -> None:
             assert scene is not None
             assert scene["kind"] == kind
             assert parse(compose_dense(scene))["kind"] == kind
+
+
+@pytest.mark.parametrize("prompt", ["it falls", "something bounces"])
+def test_a_prompt_that_names_no_object_is_given_one(prompt: str) -> None:
+    scene = parse_scene(prompt)
+    assert scene is not None
+    assert parse(compose_dense(scene))["objects"]
