@@ -77,6 +77,7 @@ class UNetOrDiT:
     whole: str = "runs/worlds-64"
     """The folder of a finished run of worlds-64."""
     rows: tuple[str, ...] = ROWS
+    """Which are trained; what truth scores always stands beside them."""
     kinds: tuple[str, ...] = MOVING
     """Clips whose first frames are the pictures."""
     dit: DiTConfig = field(

@@ -76,6 +76,7 @@ class VDTConditioning:
     whole: str = "runs/worlds-64"
     """The folder of a finished run of worlds-64."""
     rows: tuple[str, ...] = tuple(WAYS)
+    """Which are trained; what truth scores always stands beside them."""
     kinds: tuple[str, ...] = (*MOVING, "collision")
     known: int = 8
     """Latent frames at the beginning that are given."""

@@ -72,6 +72,7 @@ class WALTAblations:
     whole: str = "runs/worlds-64"
     """The folder of a finished run of worlds-64."""
     rows: tuple[str, ...] = ROWS
+    """Which are trained; what truth scores always stands beside them."""
     kinds: tuple[str, ...] = MOVING
     every: int = 4
     """Every so many frames of a clip are its film."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, insert, select, update
+from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from tubelet.serve.records import Claim, Job
 from tubelet.serve.rows import find_job, kind_of, new_id, next_sequence, text_of
@@ -14,7 +14,7 @@ from tubelet.serve.tables import DOCUMENTS, EVENTS, JOBS
 CANCELLED = {"code": "cancelled", "message": "The job was cancelled."}
 
 
-def held_row(db: Connection, claim: Claim) -> Row[Any] | None:
+def held_row(db: Connection, claim: Claim) -> Any:
     """id, progress and cancelled of a claimed job, locked; None when the claim is no longer good."""
     query = select(JOBS.c.id, JOBS.c.progress, JOBS.c.cancelled).where(JOBS.c.id == claim.job.id)
     fence = (JOBS.c.state == "in_progress", JOBS.c.worker == claim.worker, JOBS.c.attempt == claim.attempt)

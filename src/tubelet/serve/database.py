@@ -10,6 +10,7 @@ import contextlib
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._turn = threading.Lock()
+        self._turns = _Turns()
         self._writer = engine.execution_options(writes=True)
 
     @classmethod
@@ -134,12 +135,12 @@ class Database:
         if self._engine.dialect.name != "sqlite":
             yield
             return
-        if not self._turn.acquire(timeout=PATIENCE):
+        if not self._turns.take(PATIENCE):
             raise StorageFull("the database cannot be used now: the disk does not keep up")
         try:
             yield
         finally:
-            self._turn.release()
+            self._turns.give()
 
     def _migrate(self) -> None:
         with self._engine.connect() as connection:
@@ -156,6 +157,39 @@ class Database:
                 f"the database {self.place} was written by a newer tubelet (schema {version}, this one knows {len(STEPS)}); "
                 "update tubelet or choose another folder"
             )
+
+
+class _Turns:
+    """A lock that goes to who asked first. A plain one goes to whoever is quick, and an unlucky thread waits for hundreds."""
+
+    def __init__(self) -> None:
+        self._inside = threading.Lock()
+        self._taken = False
+        self._waiting: deque[threading.Event] = deque()
+
+    def take(self, patience: float) -> bool:
+        """Wait for the turn; False when it did not come within `patience` seconds."""
+        with self._inside:
+            if not self._taken:
+                self._taken = True
+                return True
+            called = threading.Event()
+            self._waiting.append(called)
+        if called.wait(patience):
+            return True
+        with self._inside:
+            if called.is_set():  # in the last moment
+                return True
+            self._waiting.remove(called)
+            return False
+
+    def give(self) -> None:
+        """Let the next one have it."""
+        with self._inside:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._taken = False
 
 
 def _version(connection: Connection) -> int:
