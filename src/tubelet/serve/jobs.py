@@ -24,7 +24,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 from tubelet.serve.changes import CANCELLED, change_job, end_job, held_row, ran_out, record, requeue, take_back, tell
 from tubelet.serve.database import Database
 from tubelet.serve.records import Asset, Claim, Job, KeyConflict, Page, QueueFull, Signal
-from tubelet.serve.rows import POSITION, SELECT, created_at, find_job, job_of, lock_events, new_id, next_sequence, text_of
+from tubelet.serve.rows import SELECT, created_at, find_job, job_of, lock_events, new_id, next_sequence, text_of
 from tubelet.serve.tables import DOCUMENTS, EVENTS, JOBS, NUMBERS, WORKERS
 
 KEPT = 86400.0
@@ -164,17 +164,17 @@ class Jobs:
         these at or behind `place`, else the last.
         """
         with self._database.write() as db:
-            own = select(JOBS.c.id, JOBS.c.place, POSITION).where(JOBS.c.state == "queued")
-            if owner is not None:
-                own = own.where(JOBS.c.owner == owner)
-            rows = sorted(db.execute(own.order_by(JOBS.c.id).with_for_update()).all(), key=lambda row: row.place)
-            ids = [row.id for row in rows if row.id != id]
-            if len(ids) == len(rows):
+            queued = select(JOBS.c.id, JOBS.c.owner, JOBS.c.place).where(JOBS.c.state == "queued").order_by(JOBS.c.id)
+            queue = sorted(db.execute(queued.with_for_update()).all(), key=lambda row: row.place)
+            own = [(number, row) for number, row in enumerate(queue, 1) if owner in (None, row.owner)]
+            ids = [row.id for _, row in own if row.id != id]
+            if len(ids) == len(own):
                 return find_job(db, id, owner)  # absent, another owner's, or no longer queued
-            ids.insert(next((n for n, row in enumerate(rows) if row.position >= place), len(rows) - 1), id)
-            for name, row in zip(ids, rows, strict=True):
-                if name != row.id:
-                    db.execute(update(JOBS).where(JOBS.c.id == name).values(place=row.place))
+            ids.insert(next((n for n, (number, _) in enumerate(own) if number >= place), len(ids)), id)
+            moved = [{"row": name, "to": row.place} for name, (_, row) in zip(ids, own, strict=True) if name != row.id]
+            if moved:
+                statement = update(JOBS).where(JOBS.c.id == sa.bindparam("row")).values(place=sa.bindparam("to"))
+                db.execute(statement, moved)
             return tell(db, id, "queued", self._clock())
 
     def pause(self, paused: bool) -> None:

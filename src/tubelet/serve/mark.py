@@ -9,7 +9,7 @@ is given up, and what that saves goes to the rest. Reading keeps little more tha
 
 False alarms have a bound that does not depend on films. Without a mark, film and secret signs know nothing of each other, so
 the sum of signed values over their root sum of squares exceeds t with a probability of at most exp(-t^2 / 2) for one payload
-(Hoeffding's inequality for random signs). For the best of 2^32 payloads in three bands that is at most 3 * 2^32 exp(-t^2 / 2),
+(Hoeffding's inequality for random signs). For the best of 2^32 payloads in four bands that is at most 4 * 2^32 exp(-t^2 / 2),
 which is 1e-6 at THRESHOLD.
 
 `python -m tubelet.serve.mark` measures all this.
@@ -34,10 +34,11 @@ FLAT, SHORT = 1.0, 272
 unrest takes more, and so do smaller films, where a coder leaves less of it: up to twice that."""
 FALSE_ALARMS = 1e-6
 PAYLOAD_BITS = 32
-BANDS = ((4.0, 32.0), (6.0, 48.0), (8.0, 72.0))
-"""Half waves per short side of the cosines used: a film is marked in the finest band whose waves are 4 pixels long or longer,
-and the mark is looked for in all of them."""
-THRESHOLD = math.sqrt(2 * (PAYLOAD_BITS * math.log(2) + math.log(len(BANDS)) - math.log(FALSE_ALARMS)))  # 8.61
+BANDS = ((4.0, 32.0), (6.0, 48.0), (8.0, 72.0), (12.0, 96.0))
+"""Half waves per short side of the cosines used. A film is marked in the finest band whose waves are 4 pixels long or longer,
+but in the last one only where textures that stand still drown the mark in the one before: those are weaker at fine waves, and a
+coder keeps what stands still. The mark is looked for in all of them."""
+THRESHOLD = math.sqrt(2 * (PAYLOAD_BITS * math.log(2) + math.log(len(BANDS)) - math.log(FALSE_ALARMS)))  # 8.65
 PEAK = 4.0
 """Most that the mark adds where a picture is flat, by its root mean square: cosines of an edge that moves meet where it was."""
 GIVEN_UP = 4.0  # a cosine against its sign is given up when it is this many times stronger than the mark
@@ -46,8 +47,8 @@ BURST = 24  # frames
 """How long the mark is on, and off, in a lively film. Coders drop what is faint from a picture that moves; the same energy at
 once gets through."""
 LIVELY, SPARE = 8.0, 30.0
-"""Bursts are for films whose brightness changes by so many steps of 255 from frame to frame, and whose mark in bursts stands so
-far above chance before any coder: textures that stand still need all of it."""
+"""Bursts are for films whose brightness changes by so many steps of 255 from frame to frame. A mark that stands `SPARE` above
+chance before any coder has enough."""
 BLOCK = 8  # pixels, of the masking grid
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # ITU-R BT.709
 
@@ -75,19 +76,29 @@ def embed(frames: np.ndarray, key: bytes, payload: int) -> np.ndarray:
     assert frames.ndim == 4, f"frames are (T, H, W, 3), got {frames.shape}"
     assert frames.dtype == np.uint8, f"frames are uint8, got {frames.dtype}"
     assert 0 <= payload < 1 << PAYLOAD_BITS, f"a payload has {PAYLOAD_BITS} bits, got {payload}"
-    _, H, W, _ = frames.shape
-    fitting = [band for band in BANDS if band[1] <= min(H, W) / 2]
-    cosines = _Cosines.of(H, W, fitting[-1] if fitting else BANDS[0])
-    wanted = cosines.signs(key) * _encode(payload)[cosines.code_bit]  # (V, U)
+    T, H, W, _ = frames.shape
+    fitting = [band for band in BANDS[:-1] if band[1] <= min(H, W) / 2] or [BANDS[0]]
+    steady = np.ones(T, np.float32)
+    ways = [(fitting[-1], steady)]
+    if _unrest(frames) >= LIVELY:
+        ways.insert(0, (fitting[-1], _bursts(T)))
+    if fitting[-1] == BANDS[-2]:
+        ways.append((BANDS[-1], steady))
+
     brightness = _mean_luma(frames)
     masks = np.stack([_mask(frame @ LUMA) for frame in frames])  # (T, H / BLOCK, W / BLOCK)
-    if _unrest(frames) >= LIVELY:
-        bursts = masks * _bursts(len(frames))[:, None, None]
-        pattern = _pattern(cosines, wanted, brightness, bursts)
-        expected = cosines.limited(cosines.forward(brightness + cosines.spread(bursts.mean(0)) * pattern))
-        if (wanted * expected).sum() >= SPARE * np.sqrt((expected**2).sum()):
-            return _laid(frames, cosines, bursts, pattern)
-    return _laid(frames, cosines, masks, _pattern(cosines, wanted, brightness, masks))
+    signs, highest, chosen = _encode(payload), -1.0, frames
+    for band, rhythm in ways:
+        cosines, strengths = _Cosines.of(H, W, band), masks * rhythm[:, None, None]
+        wanted = cosines.signs(key) * signs[cosines.code_bit]  # (V, U)
+        pattern = _pattern(cosines, wanted, brightness, strengths)
+        expected = cosines.limited(cosines.forward(brightness + cosines.spread(strengths.mean(0)) * pattern))
+        score = float((wanted * expected).sum() / max(1e-9, math.sqrt((expected**2).sum())))
+        if score >= SPARE:
+            return _laid(frames, cosines, strengths, pattern)
+        if rhythm is steady and score > highest:
+            highest, chosen = score, _laid(frames, cosines, strengths, pattern)
+    return chosen
 
 
 def _pattern(cosines: _Cosines, wanted: np.ndarray, brightness: np.ndarray, masks: np.ndarray) -> np.ndarray:

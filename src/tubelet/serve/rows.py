@@ -15,7 +15,7 @@ from tubelet.serve.tables import EVENTS, JOBS, NUMBERS
 _LETTERS = string.digits + string.ascii_lowercase
 _AHEAD = JOBS.alias("ahead")
 
-POSITION = case(
+_POSITION = case(
     (
         JOBS.c.state == "queued",
         select(func.count())
@@ -26,10 +26,9 @@ POSITION = case(
     ),
     else_=null(),
 ).label("position")
-"""The place of a queued job, 1 is next."""
 
-SELECT = select(JOBS, POSITION)
-"""Whole jobs; `job_of` reads its rows."""
+SELECT = select(JOBS, _POSITION)
+"""Whole jobs, and "position", their place in the queue, 1 is next; `job_of` reads its rows."""
 
 
 def new_id(kind: str, now: float) -> str:

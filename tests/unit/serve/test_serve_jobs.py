@@ -616,15 +616,17 @@ def test_deleted_words_are_gone_from_the_files(sqlite_url: str, tmp_path: Path) 
         new(store)
     job = new(store, CANARY)
     store.finish(claimed(store), [], {})
-    store.put("character", "c", "local", {"name": CANARY})
+    store.put("character", "c", "local", {"name": "Ottokar the heron"})
 
-    def found() -> bool:
-        return any(CANARY.encode() in path.read_bytes() for path in tmp_path.iterdir())
+    def found(words: str) -> bool:
+        return any(words.encode() in path.read_bytes() for path in tmp_path.iterdir())
 
-    assert found()
+    assert found(CANARY)
     store.delete(job.id, None)
+    assert not found(CANARY)
+    assert found("Ottokar the heron")
     store.drop("character", "c", None)
-    assert not found()
+    assert not found("Ottokar the heron")
     store.close()
 
 

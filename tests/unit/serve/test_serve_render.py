@@ -229,12 +229,24 @@ def test_an_extension_is_the_whole_with_the_clip_as_it_was(
     whole = system.film([Shot(WORDS, 4)], (32, 64), seed=3, past=seen(system, sources["wide.mp4"], (32, 64)))
     fresh = rendered.clips[0].video.pixels[:, :, rendered.fresh]
     assert torch.equal(fresh, whole.video.pixels[:, :, 12:])
+    short = make(ask("extend", {"video": "wide.mp4"}, frames=1))
+    whole_short = system.film([Shot(WORDS, 1)], (32, 64), seed=3, past=seen(system, sources["wide.mp4"], (32, 64)))
+    assert torch.equal(short.clips[0].video.pixels[:, :, short.fresh], whole_short.video.pixels[:, :, 12:])
     large = np.asarray(Image.fromarray(whole.video.to_uint8()[0, 13]).resize((64, 36), Image.Resampling.LANCZOS))
     assert gap(film[13], large) < NEAR
 
 
 def test_a_clip_of_another_rate_is_read_at_the_systems(make: Make) -> None:
     assert make(ask("extend", {"video": "quick.mp4"}, frames=3)).result["frames"] == 12 + 3
+
+
+def test_a_clip_of_another_shape_goes_on_in_the_middle(make: Make, tmp_path: Path) -> None:
+    rendered = make(ask("extend", {"video": "short.mp4"}, size=[64, 64], frames=2))
+    film = decode_uint8(files(rendered, tmp_path)["video"])[0].astype(int)
+    assert film[0, :12].max() < 12, "black above"
+    assert film[0, -12:].max() < 12, "and below"
+    assert film[0, 16:48].max(2).min() > 60, "all of it between"
+    assert bool((rendered.clips[0].video.pixels[0, :, 0, :6] == -1).all()), "and so the system saw it"
 
 
 def test_an_extension_lasts_as_long_as_a_native_film_by_itself_and_may_end_with_a_picture(make: Make) -> None:
