@@ -5,7 +5,7 @@ Command: tubelet train native-sizes
 Cost: not measured, it has not been run yet.
 Score: none yet; a run leaves table.json, table.md and a sheet for each of the two in its folder.
 
-Both go on from one system, on the same episodes, captions, steps and tokens a step; one sees each episode whole, the other the
+Both go on from one system that knows square films only, on the same episodes, captions, steps and tokens a step; one sees each episode whole, the other the
 square in its middle. Both are then asked for every aspect, trained or not.
 """
 
@@ -35,19 +35,21 @@ ARMS = ("native", "square")
 class NativeSizes:
     """What both trainings share."""
 
-    start: str = "worlds-64"
+    start: str = "runs/worlds-64-tasks/system"
+    """A system that knows square films only."""
     clips: Clips = field(default_factory=lambda: Clips(denoiser=6000, sizes=((64, 64), (64, 112), (112, 64)), lengths=(17,)))
     denoise: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=300,
-            batch=2,
+            steps=500,
+            batch=32,
             warmup=20,
-            optimizer=OptimizerConfig(learning_rate=1e-3, learning_rate_adamw=5e-4),
+            optimizer=OptimizerConfig(learning_rate=2e-3, learning_rate_adamw=1e-3),
+            compile=True,
             checkpoint_minutes=4.0,
         )
     )
-    budget: int = 6144
-    """Tokens of a pack."""
+    budget: int = 8704
+    """Most tokens of a step, whose clips have one size."""
     asked: tuple[tuple[int, int], ...] = ((64, 64), (64, 112), (112, 64), (64, 96), (96, 96))
     """Sizes asked for, the last two in no training."""
     n: int = 32
@@ -80,6 +82,7 @@ class NativeSizes:
             decoder_train=None,
             clips=replace(self.clips, square=arm == "square"),
             denoise=self.denoise,
+            grouping="buckets",
             budget=self.budget,
         )
 

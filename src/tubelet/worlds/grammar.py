@@ -255,13 +255,36 @@ def _at(t: float) -> str:
     return f"at {t:.1f} s"
 
 
-def describe(
-    scene: Mapping[str, Any], events: Sequence[Event], *, place: str = "center", variant: int = 0, heavier: int | None = None
-) -> str:
-    """The dense caption (45 to 60 words on average) of a fully attributed scene.
+def where_along(x: float) -> str:
+    """Words for a place along the width, a share of it from the left; thirds, the outer ones halved."""
+    if x < 1 / 3:
+        return "on the far left" if x < 1 / 6 else "on the left"
+    return "in the middle" if x < 2 / 3 else "on the right" if x < 5 / 6 else "on the far right"
 
-    events: as in Episode, those that the clip shows; place: where the main object starts; variant: which of the openings;
-    heavier: index of the heavier of the first two objects, None if they weigh the same.
+
+def where_within(x: float, y: float) -> str:
+    """Words for a place in the picture, shares of width and height from the top left: one of nine."""
+    across = "left" if x < 1 / 3 else "" if x < 2 / 3 else "right"
+    if 1 / 3 <= y < 2 / 3:
+        return f"on the {across}" if across else "in the middle"
+    return f"at the {'top' if y < 1 / 3 else 'bottom'} {across}".rstrip()
+
+
+def describe(
+    scene: Mapping[str, Any],
+    events: Sequence[Event],
+    places: Sequence[str],
+    *,
+    wall: str = "",
+    variant: int = 0,
+    heavier: int | None = None,
+) -> str:
+    """The dense caption (45 to 66 words on average) of a fully attributed scene.
+
+    It says where each thing is, since that is what a short one leaves most open: a model that is told need not decide.
+    events: as in Episode, those that the clip shows; places: where objects start or strokes lie, of `where_along` or
+    `where_within`; wall: where the gray wall stands, if there is one; variant: which of the openings; heavier: index of the
+    heavier of the first two objects, None if they weigh the same.
     """
     kind = scene["kind"]
     openings = {"billiard": OPENINGS_TABLE, "paint": OPENINGS_PAPER, "eat": OPENINGS_DESK}.get(kind, OPENINGS)
@@ -271,7 +294,7 @@ def describe(
         ends = _times(events, "stroke_end")
         for i, stroke in enumerate(scene["strokes"]):
             done = f", done {_at(ends[i])}" if i < len(ends) else ""
-            parts.append(f"{names[i]} {_stroke_phrase(stroke)}{done}.")
+            parts.append(f"{names[i]} {_stroke_phrase(stroke)} {places[i]}{done}.")
         gone = "At last the brush leaves, and all" if _times(events, "leave") else "All"
         parts.append(f"{gone} that has been painted stays where it was put, unchanged.")
         return " ".join(parts)
@@ -291,7 +314,7 @@ def describe(
     objects = scene["objects"]
     main = article(noun(objects[0]))
     main = main[0].upper() + main[1:]
-    here = PLACE_PHRASE[place]
+    here = places[0]
     where = scene.get("direction")
     toward = f" to the {where}" if where in ("left", "right") else ""
     speed = f" {scene['speed']}" if "speed" in scene else ""
@@ -313,7 +336,7 @@ def describe(
             moments = _listed([_at(t) for t in lands[: scene["count"]]])
             parts.append(f"It meets the floor {moments}, and each time it comes back up less high.")
         if kind == "bounce+occlude":
-            parts.append("On its way it passes behind a gray wall that stands on the floor and comes out on the other side.")
+            parts.append(f"On its way it passes behind a gray wall {wall} that stands on the floor and comes out on the other side.")
     elif kind in ("parabola", "collision+parabola"):
         parts.append(f"{main} starts {here} and is thrown up{toward} in a curved path.")
         tops = _times(events, "apex")
@@ -323,17 +346,18 @@ def describe(
         if lands:
             parts.append(f"It lands on the floor {_at(lands[0])} and stays there.")
     elif kind == "collision":
-        parts.append(f"{main} starts {here}, slides{speed}{toward} and hits {article(noun(objects[1]))}{when}.")
+        parts.append(f"{main} starts {here}, slides{speed}{toward} and hits {article(noun(objects[1]))}")
+        parts[-1] += f" that starts {places[1]}{when}."
     elif kind == "billiard":
-        others = _listed([article(noun(o)) for o in objects[1:]])
-        parts.append(f"{main} starts {here} and rolls{speed}{toward} across it with {others}.")
+        others = _listed([f"{article(noun(o))} {spot}" for o, spot in zip(objects[1:], places[1:], strict=True)])
+        parts.append(f"{main} starts {here} and rolls{speed}{toward} across it, past {others}.")
         if collides:
             parts.append(f"Two of them meet {_listed([_at(t) for t in collides[:3]])} and part again without losing energy.")
         walls = _times(events, "wall")
         if walls:
             parts.append(f"The first contact with a cushion comes {_at(walls[0])}.")
     elif kind == "occlude":
-        parts.append(f"{main} starts {here} and passes{speed}{toward} behind a gray wall.")
+        parts.append(f"{main} starts {here} and passes{speed}{toward} behind a gray wall {wall}.")
         enters, exits = _times(events, "enter"), _times(events, "exit")
         if enters:
             out = f" and comes out on the other side {_at(exits[0])}" if exits else ""
@@ -344,7 +368,7 @@ def describe(
         parts.append(f"{weigh[0].upper()}{weigh[1:]}; they never overlap, and what motion one loses the other gets.")
     if kind in ("fall", "bounce", "parabola") and len(objects) > 1:
         second = article(noun(objects[1]))
-        parts.append(f"{second[0].upper()}{second[1:]} lies on the floor next to it and does nothing.")
+        parts.append(f"{second[0].upper()}{second[1:]} lies on the floor {places[1]} and does nothing.")
     if scene.get("spin"):
         parts.append("It turns a little about its own center on the way.")
     for t, _, ids in [e for e in events if e[1] == "leave"][:2]:

@@ -430,7 +430,9 @@ def episode(plan: Plan, seed: int, height: int, width: int, frames: int, fps: fl
     video, state = film(plan, height, width, frames, fps)
     events = [e for e in plan.events if e[0] <= (frames - 1) / fps]
     random = stream(seed, WORLD_SALT, 99)
-    dense = grammar.describe(plan.scene, events, variant=int(random.randint(3)))
+    middles = [stroke.middle() for stroke in plan.strokes]
+    places = [grammar.where_within(x / plan.width, y / plan.height) for x, y in middles]
+    dense = grammar.describe(plan.scene, events, places, variant=int(random.randint(3)))
     if plan.kind == "paint":
         first = plan.strokes[0]
         held_out = held_out_pair(first.color, STROKES.index(first.kind))

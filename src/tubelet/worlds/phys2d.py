@@ -95,8 +95,10 @@ def captions(plan: Plan, seed: int, events: list[Event]) -> tuple[str, str, str]
         a, b = plan.bodies[0].mass, plan.bodies[1].mass
         heavier = None if abs(a - b) < 0.02 * a else int(b > a)
     scene = {**plan.scene, "spin": plan.spin}
-    place = start_place(plan.bodies[0].pieces[0][1], plan.width)
-    dense = grammar.describe(scene, events, place=place, variant=variant, heavier=heavier)
+    starts = [(body.pieces[0][1] / plan.width, body.pieces[0][2] / plan.height) for body in plan.bodies]
+    places = [grammar.where_within(x, y) if plan.kind == "billiard" else grammar.where_along(x) for x, y in starts]
+    wall = "" if plan.panel is None else grammar.where_along((plan.panel[0] + plan.panel[2]) / 2 / plan.width)
+    dense = grammar.describe(scene, events, places, wall=wall, variant=variant, heavier=heavier)
     return grammar.compose(plan.scene), dense, grammar.paraphrase(plan.scene, random)
 
 

@@ -105,7 +105,10 @@ def test_dense_captions_are_english_and_hold_everything(variant: int) -> None:
     for scene, shown in itertools.product(ALL[variant::5], (events, [])):
         place = scene.get("place", "left" if scene.get("direction") != "left" else "right")
         heavier = (None, 0, 1)[variant]
-        text = grammar.describe({**scene, "spin": variant == 0}, shown, place=place, variant=variant, heavier=heavier)
+        things = len(scene.get("objects", scene.get("strokes", [0])))
+        places = [grammar.PLACE_PHRASE[place], "on the far right", "at the top left", "at the bottom"][:things]
+        whole = {**scene, "spin": variant == 0}
+        text = grammar.describe(whole, shown, places, wall="in the middle", variant=variant, heavier=heavier)
         english(text)
         read = grammar.parse(text)
         for key, value in scene.items():
@@ -222,4 +225,25 @@ def test_the_captions_of_clips_are_read_back(world: str) -> None:
         assert {key: read.get(key) for key in scene} == scene, clip.dense
         english(clip.dense)
         dense.append(len(clip.dense.split()))
-    assert 45 <= np.mean(dense) <= 64
+    assert 45 <= np.mean(dense) <= 66
+
+
+def test_dense_captions_say_where_things_are() -> None:
+    table = WORLDS["phys2d"].sample(2, kind="billiard")
+    assert "starts on the left" in table.dense
+    assert "past a small orange ball in the middle, a large blue ball at the top right and a small pink ball at the bottom" in (
+        table.dense
+    )
+    paint = WORLDS["persist2d"].sample(1, kind="paint")
+    assert "a purple circle in the middle" in paint.dense
+    assert "a vertical yellow line from bottom to top on the right" in paint.dense
+    hit = WORLDS["phys2d"].sample(2, kind="collision")
+    assert "hits a resting small blue square that starts in the middle at 0.6 s" in hit.dense
+
+
+def test_places_in_words() -> None:
+    shares = (0.0, 0.2, 0.5, 0.7, 0.9)
+    assert [grammar.where_along(x).split("the ")[1] for x in shares] == ["far left", "left", "middle", "right", "far right"]
+    assert [grammar.where_within(x, 0.1) for x in (0.1, 0.5, 0.9)] == ["at the top left", "at the top", "at the top right"]
+    assert [grammar.where_within(x, 0.5) for x in (0.1, 0.5, 0.9)] == ["on the left", "in the middle", "on the right"]
+    assert [grammar.where_within(x, 0.9) for x in (0.1, 0.5)] == ["at the bottom left", "at the bottom"]
