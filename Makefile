@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROMPT ?= A large blue ball drops and bounces twice.
+MINUTES ?= 60
 
-.PHONY: demo test lint types bench docs clean
+.PHONY: demo test soak lint types bench docs clean
 
 # Runtime only: what a person who wants a film needs.
 $(VENV)/.runtime: pyproject.toml constraints.txt
@@ -26,6 +27,10 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The promises of serving at length: hundreds of kills, long queues, full disks, MINUTES of watching for leaks.
+soak: $(VENV)/.dev
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .

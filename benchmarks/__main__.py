@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--json] [--only denoiser codec training packing clip start]`."""
+"""`python -m benchmarks [--json] [--only denoiser codec training packing clip start serving]`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from benchmarks.clip import clip, start
 from benchmarks.codec import codec
 from benchmarks.denoiser import denoiser
 from benchmarks.packing import packing
+from benchmarks.serving import serving
 from benchmarks.timing import CLOCKS, Figure, Settings
 from benchmarks.training import training
 from tubelet.runtime.device import set_threads
@@ -24,6 +25,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "packing": packing,
     "clip": clip,
     "start": start,
+    "serving": serving,
 }
 
 

@@ -122,16 +122,23 @@ FIGURES = (
 
 
 def readme() -> str:
-    """README.md with its table of figures as docs/worlds-64.json has them; the rest is written by hand."""
+    """README.md with its tables of figures as docs/worlds-64.json has them; the rest is written by hand."""
     figures = json.loads((HERE / "worlds-64.json").read_text(encoding="utf-8"))
 
-    def cell(name: str) -> str:
-        return f"{figures[name]:.2f}" if name in figures else ""
+    def cells(names: Iterable[str]) -> list[str]:
+        return [f"{figures[name]:.2f}" if name in figures else "" for name in names]
 
     beside = ("in", "held_out", "in/floor", "in/ceiling", "in/chance", "in/control")
-    rows = [(said, *(cell(f"{name}/{what}") for what in beside), goal) for said, name, goal in FIGURES]
+    rows = [(said, *cells(f"{name}/{what}" for what in beside), goal) for said, name, goal in FIGURES]
     head = ("", "films", "held-out", "truth", "truth through the codec", "chance", "worst violated control", "goal")
-    return filled("../README.md", {"figures": table(head, rows)})
+    named = dict.fromkeys(name.split("/")[1] for name in figures if name.startswith("kind/"))
+    kinds = sorted(named, key=lambda kind: -figures[f"kind/{kind}/in"])
+    shares = [cells(f"kind/{kind}/{split}" for kind in kinds) for split in ("in", "held_out")]
+    parts = {
+        "figures": table(head, rows),
+        "kinds": table(("", *kinds), (("films", *shares[0]), ("held-out", *shares[1]))),
+    }
+    return filled("../README.md", parts)
 
 
 def tasks() -> str:
@@ -175,9 +182,8 @@ def tasks() -> str:
         )
         for window in windows
     ]
-    wide = json.loads((HERE / "worlds-64-sizes.json").read_text(encoding="utf-8"))
     sizes = [
-        (name.split("/")[1].replace("x", " x "), cell(name), f"{wide[name]:.2f}", cell(f"{name}/floor"))
+        (name.split("/")[1].replace("x", " x "), cell(name), cell(f"{name}/floor"))
         for name in figures
         if name.startswith(("size/", "length/")) and name.endswith("/caption")
     ]
@@ -185,7 +191,7 @@ def tasks() -> str:
         "tasks": table(head, rows),
         "edits": table(("strength", "caption", "structure kept"), edits),
         "long": table(("window", "one of each: film / truth", "strays: film / truth"), long),
-        "sizes": table(("size or frames", "worlds-64", "worlds-64-sizes", "truth"), sizes),
+        "sizes": table(("size or frames", "films", "truth"), sizes),
     }
     return filled("gallery/tasks.md", parts)
 

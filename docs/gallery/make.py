@@ -1,10 +1,16 @@
-"""Makes the pictures of this folder again: `.venv/bin/python docs/gallery/make.py`. Same weights, same machine, same bytes."""
+"""Makes the pictures of this folder again: `.venv/bin/python docs/gallery/make.py`, or `... make.py lineage` for some of them.
+
+Same weights, same machine, same bytes.
+"""
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 import tubelet
+from tubelet.core.files import whole_file
 from tubelet.evaluate.tasks import TASKS, Bench
 from tubelet.media.encode import save
 from tubelet.media.sheet import contact_sheet, save_sheet
@@ -52,7 +58,38 @@ def tasks() -> None:
         )
 
 
+TRAINED = {
+    "events": {"ViViT-1/attention.png": "what ViViT 1 looks at", "ViViT-2/attention.png": "what ViViT 2 looks at"},
+    "navit-sizes": {"sheet.png": "one clip as each row sees it"},
+    "captioner": {"short.png": "test clips under short captions", "dense.png": "test clips under dense captions"},
+    "retrieval": {"found.png": "captions, and the clip that each finds among 256"},
+    "text-encoders": {"sheet.png": "one prompt, drawn for each reader"},
+}
+"""Recipe -> its pictures that docs/lineage.md shows, and what they are of."""
+
+
+def lineage(runs: Path = Path("runs")) -> None:
+    """trained/NAME-PICTURE.png and the tables of docs/lineage.md, for those recipes of `TRAINED` that have been run."""
+    page = HERE.parent / "lineage.md"
+    text = page.read_text(encoding="utf-8")
+    for name, pictures in TRAINED.items():
+        if not (runs / name / "table.md").exists():
+            continue
+        parts = [(runs / name / "table.md").read_text(encoding="utf-8")]
+        for picture, said in pictures.items():
+            copy = HERE / "trained" / f"{name}-{picture.replace('/', '-')}"
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(runs / name / picture, copy)
+            parts.append(f"![{said}](gallery/trained/{copy.name})\n")
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+        before, rest = text.split(begin)
+        text = before + begin + "\n".join(parts) + end + rest.split(end)[1]
+    with whole_file(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+DRAWN = {drawing.__name__: drawing for drawing in (opening, worlds, tasks, lineage)}
+
 if __name__ == "__main__":
-    opening()
-    worlds()
-    tasks()
+    for drawing in sys.argv[1:] or DRAWN:
+        DRAWN[drawing]()

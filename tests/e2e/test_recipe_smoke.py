@@ -20,12 +20,8 @@ from tubelet.core.files import sha256
 from tubelet.data.shards import ShardDataset
 from tubelet.generate.system import load
 from tubelet.recipes import load_recipe
-from tubelet.recipes.captioner import score
-from tubelet.recipes.events import ROOMS
-from tubelet.recipes.retrieval import distinct, found
 from tubelet.recipes.worlds import WorldsRecipe
 from tubelet.train.text_to_video import TextToVideoObjective
-from tubelet.worlds import WORLDS
 
 SMALL = [
     f"--set={setting}"
@@ -249,64 +245,3 @@ def test_settings_that_cannot_work_are_refused_before_any_work(
 ) -> None:
     assert says in refused("train", "smoke", "--out", tmp_path / "run", *SMALL, "--set", setting)
     assert not (tmp_path / "run").exists()
-
-
-def test_every_classifier_of_the_lineage_is_trained_and_measured(tmp_path: Path, tubelet: Callable, refused: Callable) -> None:
-    words = ("train", "events", "--out", tmp_path, "--set", "clips=9", "--set", "n=9", "--set", "train.steps=1")
-    assert tubelet(*words, "--set", "train.batch=1").code == 0
-    table = json.loads((tmp_path / "table.json").read_text())
-    assert set(table) == set(ROOMS)
-    for name, figures in table.items():
-        assert 0 <= figures["held_out"] <= 1, name
-        assert figures["macs"] > 1e6, name
-    assert table["ViViT 4"]["macs"] < table["ViViT 1"]["macs"]
-    assert table["ViViT 4"]["parameters"] < table["ViViT 3"]["parameters"]
-    assert "| ViViT 1 |" in (tmp_path / "table.md").read_text()
-    assert "no classifier 'AlexNet'" in refused("train", "events", "--out", tmp_path, "--set", 'models=["AlexNet"]')
-
-
-def test_a_captioner_is_trained_and_measured(tmp_path: Path, tubelet: Callable) -> None:
-    words = ("train", "captioner", "--out", tmp_path, "--set", "clips=18", "--set", "n=9", "--set", "train.steps=2")
-    assert tubelet(*words, "--set", "train.batch=2").code == 0
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    for style in ("short", "dense"):
-        assert (tmp_path / f"{style}.png").exists()
-        for facet in ("colour", "shape", "size", "direction", "event"):
-            for split in ("in", "held_out"):
-                assert 0 <= figures[f"{style}/{facet}/{split}"] <= 1
-                assert 0 <= figures[f"{style}/{facet}/chance/{split}"] <= 1
-
-
-def test_a_search_is_trained_and_measured(tmp_path: Path, tubelet: Callable) -> None:
-    words = ("train", "retrieval", "--out", tmp_path, "--set", "clips=18", "--set", "n=9", "--set", "train.steps=2")
-    assert tubelet(*words, "--set", "train.batch=4").code == 0
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert (tmp_path / "found.png").exists()
-    for split in ("in", "held_out"):
-        assert figures[f"chance/{split}"] == pytest.approx(1 / 9)
-        for direction in ("text_to_clip", "clip_to_text"):
-            assert 0 <= figures[f"{direction}/R@1/{split}"] <= figures[f"{direction}/R@5/{split}"] <= 1
-
-
-def test_captions_of_a_search_all_differ_and_mistakes_are_told_apart() -> None:
-    jobs = distinct("held_out", 40)
-    episodes = [WORLDS[job.world].sample(job.seed, 64, 64, 9, 4.0, kind=job.kind, split=job.split) for job in jobs]
-    assert len({e.short for e in episodes}) == len(jobs) == 40
-    scenes = [e.tags["scene"] for e in episodes]
-    own = torch.eye(40)
-    perfect = found(own, scenes)
-    assert {v for k, v in perfect.items() if "R@" in k} == {1.0}
-    assert not any(k.startswith("confused") for k in perfect)
-    swapped = own[[1, 0, *range(2, 40)]]
-    mistaken = found(swapped, scenes)
-    assert mistaken["text_to_clip/R@1"] == mistaken["clip_to_text/R@1"] == pytest.approx(38 / 40)
-    assert mistaken["confused/event"] == float(scenes[0]["kind"] != scenes[1]["kind"])
-
-
-def test_true_captions_score_one_and_those_of_others_less() -> None:
-    jobs = [load_recipe("captioner")._job("in", place) for place in range(27)]
-    episodes = [WORLDS[job.world].sample(job.seed, 64, 64, 9, 4.0, kind=job.kind) for job in jobs]
-    for style in ("short", "dense"):
-        figures = score([getattr(e, style) for e in episodes], [e.tags["scene"] for e in episodes])
-        assert {value for name, value in figures.items() if "chance" not in name} == {1.0}
-        assert max(value for name, value in figures.items() if "chance" in name) < 0.6

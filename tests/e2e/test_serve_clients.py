@@ -1,12 +1,12 @@
-"""Clients as people have them, unmodified, against a real server on a real socket: openai (sync, async, old ones) and curl."""
+"""Clients as people have them, unmodified, against a real server on a real socket: openai, new and old, LiteLLM, and curl."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,20 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import openai
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "serve"))
 
-from api_rig import Rig, png, serving
+from api_rig import Rig, clip, png, serving
 
 from tubelet.serve.outbound import Outbound
 
 KEY = "sk-whatever-a-client-is-set-up-with"
 CLIENTS = Path(os.environ.get("TUBELET_TEST_CLIENTS", "/nonexistent"))
-"""A folder of environments `openai-VERSION/`, made with `python -m venv` and `pip install openai==VERSION`."""
+"""A folder of environments `openai-VERSION/` and `litellm/`, made with `python -m venv` and `pip install openai==VERSION`."""
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -40,21 +38,6 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 @pytest.fixture(scope="module")
 def url(rig: Rig) -> str:
     return str(rig.client.base_url.join("/v1"))
-
-
-@pytest.fixture(scope="module")
-def clip() -> bytes:
-    """One second of a square that moves."""
-    out = io.BytesIO()
-    with av.open(out, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number in range(8):
-            frame = np.zeros((48, 64, 3), np.uint8)
-            frame[8:16, 4 * number : 4 * number + 8] = 255
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return out.getvalue()
 
 
 @pytest.fixture
@@ -107,7 +90,7 @@ def test_pictures_come_along(client: openai.OpenAI, rig: Rig) -> None:
     assert rig.jobs.get(other.id, None).request["inputs"] == [entry]  # type: ignore[union-attr]
 
 
-def test_remix_edit_extend_and_characters(client: openai.OpenAI, clip: bytes) -> None:
+def test_remix_edit_extend_and_characters(client: openai.OpenAI) -> None:
     film = client.videos.create_and_poll(prompt="a ball", model="sora-2", seconds="4")
     remix = client.videos.remix(film.id, prompt="a blue ball")
     assert remix.remixed_from_video_id == film.id
@@ -117,11 +100,11 @@ def test_remix_edit_extend_and_characters(client: openai.OpenAI, clip: bytes) ->
     assert edited.model_extra["parent_id"] == film.id
     longer = client.videos.extend(prompt="on", seconds="8", video=openai.omit, extra_body=reference)  # type: ignore[arg-type]
     assert longer.seconds == "12"
-    uploaded = client.videos.edit(prompt="snow", video=("clip.mp4", clip, "video/mp4"))
+    uploaded = client.videos.edit(prompt="snow", video=("clip.mp4", clip(), "video/mp4"))
     assert (uploaded.seconds, uploaded.size) == ("1", "64x48")
     assert client.videos.poll(uploaded.id).status == "completed"
-    assert client.videos.extend(prompt="on", seconds="4", video=("clip.mp4", clip)).seconds == "5"
-    mia = client.videos.create_character(name="Mia", video=("mia.mp4", clip, "video/mp4"))
+    assert client.videos.extend(prompt="on", seconds="4", video=("clip.mp4", clip())).seconds == "5"
+    mia = client.videos.create_character(name="Mia", video=("mia.mp4", clip(), "video/mp4"))
     assert mia.id is not None
     assert client.videos.get_character(mia.id).name == "Mia"
     seen = client.videos.create(prompt="Mia runs", extra_body={"characters": [{"id": mia.id}]})
@@ -191,7 +174,7 @@ def test_lost_answers_make_one_film(url: str, rig: Rig, monkeypatch: pytest.Monk
     assert rig.jobs.get(video.id, None) is not None
 
 
-def test_the_async_client(url: str, clip: bytes) -> None:
+def test_the_async_client(url: str) -> None:
     async def session() -> None:
         async with openai.AsyncOpenAI(api_key=KEY, base_url=url) as client:
             film = await client.videos.create_and_poll(
@@ -201,8 +184,8 @@ def test_the_async_client(url: str, clip: bytes) -> None:
             content = await client.videos.download_content(film.id)
             assert content.read() == b"film of " + film.id.encode()
             remix = await client.videos.remix(film.id, prompt="blue")
-            edit = await client.videos.edit(prompt="snow", video=("clip.mp4", clip, "video/mp4"))
-            longer = await client.videos.extend(prompt="on", seconds="4", video=("clip.mp4", clip, "video/mp4"))
+            edit = await client.videos.edit(prompt="snow", video=("clip.mp4", clip(), "video/mp4"))
+            longer = await client.videos.extend(prompt="on", seconds="4", video=("clip.mp4", clip(), "video/mp4"))
             for video in (remix, edit, longer):
                 assert (await client.videos.poll(video.id)).status == "completed"
             seen = [video.id async for video in await client.videos.list(limit=2)]
@@ -312,6 +295,37 @@ def test_the_published_curl_lines(url: str, rig: Rig, tmp_path: Path) -> None:
     assert b"404" in part.split(b"\r\n")[0]
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def test_the_python_lines_of_our_page(url: str, tmp_path: Path) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert ADDRESS in lines
+    words = [sys.executable, "-W", "ignore", "-c", lines.replace(ADDRESS, url.removesuffix("/v1"))]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ball.mp4").read_bytes().startswith(b"film of video_")
+
+
+@pytest.mark.skipif(CURL is None, reason="curl is not installed")
+def test_the_curl_lines_of_our_page(url: str, rig: Rig, tmp_path: Path) -> None:
+    """As written but for the port, one after the other; each may use the id that the first one answers."""
+    lines = re.findall(rf"^curl .*{ADDRESS}.*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) >= 3
+    environment = {name: value for name, value in os.environ.items() if name != "ID"}
+    for line in lines:
+        words = ["sh", "-c", line.replace(ADDRESS, url.removesuffix("/v1"))]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0, (line, done.stderr)
+        if done.stdout:
+            said = json.loads(done.stdout)
+            assert said["object"] == "video", (line, said)
+            environment.setdefault("ID", said["id"])
+            rig.until(said["id"])
+    assert (tmp_path / "ball.mp4").read_bytes() == b"film of " + environment["ID"].encode()
+
+
 SESSION = """
 import sys
 import openai
@@ -328,6 +342,10 @@ assert [listed.id for listed in client.videos.list(limit=1)][0] == remix.id
 assert client.videos.delete(video.id).deleted
 assert "sora-2" in [model.id for model in client.models.list()]
 assert client.images.generate(prompt="a ball", model="sora-2").data[0].b64_json
+with open(sys.argv[2], "rb") as picture:
+    assert client.images.edit(image=picture, prompt="snow", model="sora-2").data[0].b64_json
+*_, last = client.images.generate(prompt="a ball", model="sora-2", stream=True, partial_images=2)
+assert last.type == "image_generation.completed" and last.b64_json
 try:
     client.videos.create(prompt="p", seconds="forever")
 except openai.BadRequestError as error:
@@ -348,3 +366,54 @@ def test_other_versions_of_the_client(url: str, version: str, tmp_path: Path) ->
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert version == "here" or done.stdout.strip() == version
+
+
+LITELLM = """
+import sys, time
+import litellm
+from openai import BadRequestError
+here = {"api_base": sys.argv[1], "api_key": "sk-x", "custom_llm_provider": "openai"}
+def ended(video):
+    while video.status in ("queued", "in_progress"):
+        time.sleep(0.02)
+        video = litellm.video_status(video_id=video.id, **here)
+    return video
+wish = {"prompt": "a red ball bounces", "model": "sora-2", "seconds": "4", "size": "720x1280"}
+film = ended(litellm.video_generation(**wish, **here))
+assert (film.status, film.progress, film.seconds, film.size) == ("completed", 100, "4", "720x1280"), film
+assert litellm.video_content(video_id=film.id, **here).startswith(b"film of video_")
+with open(sys.argv[2], "rb") as picture:
+    assert ended(litellm.video_generation(**wish, input_reference=picture, **here)).status == "completed"
+for made in (
+    litellm.video_remix(video_id=film.id, prompt="blue", **here),
+    litellm.video_edit(video_id=film.id, prompt="snow", **here),
+):
+    assert ended(made).status == "completed", made
+longer = litellm.video_extension(video_id=film.id, prompt="on", seconds="8", **here)
+assert (longer.seconds, ended(longer).status) == ("12", "completed"), longer
+listed = litellm.video_list(limit=1, **here)
+assert len(listed["data"] if isinstance(listed, dict) else listed) == 1, listed
+made = litellm.image_generation(prompt="a ball", model="openai/sora-2", api_base=here["api_base"], api_key="sk-x")
+assert made.data[0].b64_json
+with open(sys.argv[2], "rb") as picture:
+    changed = litellm.image_edit(image=picture, prompt="snow", model="openai/sora-2", api_base=here["api_base"], api_key="sk-x")
+assert changed.data[0].b64_json
+try:
+    litellm.video_generation(prompt="p", model="sora-2", seconds="forever", **here)
+except BadRequestError as error:
+    assert error.status_code == 400, error
+else:
+    raise AssertionError("no error")
+"""
+
+
+def test_litellm(url: str, tmp_path: Path) -> None:
+    python = CLIENTS / "litellm" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("no environment with LiteLLM; TUBELET_TEST_CLIENTS names the folder that holds litellm/")
+    (tmp_path / "picture.png").write_bytes(png())
+    # It would otherwise fetch its list of prices.
+    alone = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    words = [str(python), "-W", "ignore", "-c", LITELLM, url, str(tmp_path / "picture.png")]
+    done = subprocess.run(words, env=alone, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """The web studio in a real browser, before the real server. A thread plays the worker: it makes the same film of every job.
 
-The bundle itself is checked without a browser: it must be whole, small, and built from the sources beside it.
+The bundle itself is checked without a browser: it must be whole, small, and built from the sources beside it. Run as a program,
+this file is a server in a process of its own, which can be killed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import json
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -34,7 +37,7 @@ from tubelet.serve.records import Asset, Claim, Job
 from tubelet.serve.store import Store
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = REPOSITORY / "studio"
@@ -163,6 +166,14 @@ class Worker(threading.Thread):
         self.jobs.finish(claim, outputs, {**facts, "text": "A red disc falls on a pale floor.", "seed": 1})
 
 
+def config_of(folder: Path, **settings: Any) -> ServeConfig:
+    return ServeConfig(folder, read_systems(["worlds-64"]), poll=0.05, **settings)
+
+
+def server_of(jobs: Jobs, store: Store, config: ServeConfig) -> uvicorn.Server:
+    return uvicorn.Server(uvicorn.Config(create_app(jobs, store, config), log_config=None, timeout_graceful_shutdown=1))
+
+
 @dataclass
 class Stage:
     """A server that can be stopped and started again on its port, and the worker beside it."""
@@ -175,33 +186,52 @@ class Stage:
     port: int = 0
     server: uvicorn.Server | None = None
     thread: threading.Thread | None = None
+    process: subprocess.Popen[bytes] | None = None
+    """The server, where it runs apart."""
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
-    def start(self) -> None:
+    def listen(self) -> socket.socket:
+        """A socket on which a page that comes before the server waits for it."""
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))
+        listener.listen()
         self.port = listener.getsockname()[1]
-        app = create_app(self.jobs, self.store, self.config)
-        self.server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+        return listener
+
+    def start(self) -> None:
+        listener = self.listen()
+        self.server = server_of(self.jobs, self.store, self.config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
         self.thread.start()
 
+    def start_apart(self) -> None:
+        with self.listen() as listener:
+            handle = listener.fileno()
+            self.process = subprocess.Popen([sys.executable, __file__, str(self.config.data), str(handle)], pass_fds=[handle])
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
     def stop(self) -> None:
-        assert self.server is not None
+        if self.server is None:
+            return
         assert self.thread is not None
         self.server.should_exit = self.server.force_exit = True
         self.thread.join(20)
         assert not self.thread.is_alive()
+        self.server = None
 
     def films(self) -> list[Job]:
         return list(self.jobs.page(None, limit=100, order="asc").jobs)
 
-    def make(self, count: int = 1, **request: Any) -> None:
-        """Films that are there before the page is opened."""
+    def make(self, request: dict[str, Any]) -> None:
+        """A film, without the worker; `request`: what it has of its own."""
         outputs: list[Asset] = [
             self.store.put(self.media.video, "video", "video/mp4"),
             self.store.put(self.media.thumbnail, "thumbnail", "image/webp"),
@@ -209,27 +239,27 @@ class Stage:
         ]
         facts = {"fps": FPS, "frames": FRAMES, "rendered": [SIDE, SIDE], "size": [SIDE, SIDE], "seconds": FRAMES / FPS}
         asked = {"task": "create", "prompt": WORDS, "system": "worlds-64", "size": [SIDE, SIDE], "seed": 3}
-        for _ in range(count):
-            self.jobs.create({**asked, **request})
-            claim = self.jobs.claim("before")
-            assert claim is not None
-            assert self.jobs.finish(claim, outputs, facts)
+        self.jobs.create({**asked, **request})
+        claim = self.jobs.claim("before")
+        assert claim is not None
+        assert self.jobs.finish(claim, outputs, facts)
 
 
 @pytest.fixture
 def build(tmp_path: Path, media: Media) -> Iterator[Callable[..., Stage]]:
-    """`build(**settings)`: a running stage."""
+    """`build(*films, **settings)`: a running stage, on which some films are already there."""
     with contextlib.ExitStack() as opened:
 
-        def made(before: int = 0, **settings: Any) -> Stage:
+        def made(*films: dict[str, Any], **settings: Any) -> Stage:
             jobs = Jobs.open(f"sqlite:///{tmp_path / 'tubelet.db'}")
             opened.callback(jobs.close)
             store = Store(tmp_path / "assets", reserve=0)
-            config = ServeConfig(tmp_path, read_systems(["worlds-64"]), poll=0.05, **settings)
-            stage = Stage(config, jobs, store, Worker(jobs, store, media), media)
-            stage.make(before)
-            stage.start()
+            stage = Stage(config_of(tmp_path, **settings), jobs, store, Worker(jobs, store, media), media)
+            for film in films:
+                stage.make(film)
+            opened.callback(stage.kill)
             opened.callback(stage.stop)
+            stage.start()
             stage.worker.start()
             opened.callback(stage.worker.join, 20)
             opened.callback(stage.worker.ended.set)
@@ -254,6 +284,8 @@ class Visit:
     context: BrowserContext
     address: str
     problems: list[str] = field(default_factory=list)
+    waiting: set[Request] = field(default_factory=set)
+    """What was asked for and not answered yet; the stream of events never is, and what a player reads is up to the player."""
     outage: bool = False
     """The server is away on purpose: failed requests are no problem."""
 
@@ -262,7 +294,9 @@ class Visit:
         page.set_default_timeout(PATIENCE)
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
-        page.on("request", lambda request: self._request(request.url))
+        page.on("request", self._request)
+        page.on("requestfinished", lambda request: self.waiting.discard(request))
+        page.on("requestfailed", lambda request: self.waiting.discard(request))
         page.goto(self.address + place)
         return page
 
@@ -271,9 +305,20 @@ class Visit:
         if message.type in ("error", "warning") and not failed:
             self.problems.append(f"console: {message.text}")
 
-    def _request(self, url: str) -> None:
-        if not url.startswith((self.address, "blob:", "data:")):
-            self.problems.append(f"outside request: {url}")
+    def _request(self, request: Request) -> None:
+        if not request.url.startswith((self.address, "blob:", "data:")):
+            self.problems.append(f"outside request: {request.url}")
+        if request.resource_type != "media" and not request.url.endswith("/events"):
+            self.waiting.add(request)
+
+    def close(self) -> None:
+        """Wait for the answers that are still to come, so that the problems are the same each time, and leave."""
+        for _ in range(PATIENCE // 50):
+            if not self.waiting:
+                break
+            self.context.pages[0].wait_for_timeout(50)
+        self.problems.extend(f"no answer: {request.url}" for request in self.waiting)
+        self.context.close()
 
 
 @pytest.fixture
@@ -291,7 +336,7 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Visit]]:
 
     yield made
     for one in visits:
-        one.context.close()
+        one.close()
     assert [problem for one in visits for problem in one.problems] == []
 
 
@@ -302,6 +347,23 @@ def see(page: Page, script: str) -> None:
             return
         page.wait_for_timeout(50)
     raise AssertionError(f"never true: {script}")
+
+
+def holds(field: Locator, value: str) -> None:
+    """Wait until a field holds a value."""
+    from playwright.sync_api import expect
+
+    expect(field).to_have_value(value, timeout=PATIENCE)
+
+
+def sent(page: Page) -> None:
+    """Wait until the server's answer has put the composer back: the film itself may be in the gallery before."""
+    page.get_by_role("button", name="Make film").wait_for()
+
+
+PICTURED = "[...document.querySelectorAll('.tile img')].some((e) => e.naturalWidth)"
+"""A tile shows its picture."""
+PLAYABLE = "document.querySelector('dialog video')?.readyState === 4"
 
 
 def bring(page: Page, how: Literal["drop", "paste"], name: str, kind: str, data: bytes) -> None:
@@ -344,15 +406,35 @@ def test_film_is_asked_for_watched_while_it_is_made_and_played(
     page.get_by_role("button", name="Make film").click()
     making = page.get_by_role("region", name="In the making")
     making.get_by_role("img", name=f"Preview of {WORDS}").wait_for()
-    assert making.get_by_role("progressbar").get_attribute("value") == str(99 * 4 // STEPS)
+    see(page, f"document.querySelector('#making progress').value === {99 * 4 // STEPS}")
+    making.get_by_text(re.compile(r"^\d+ %, (nearly done|about \d+ s left)$")).wait_for()
     stage.worker.goes.set()
     page.get_by_role("link", name=WORDS).click()
     see(page, "document.querySelector('dialog video')?.currentTime > 0.3")
-    assert page.locator("[aria-live=polite]", has_text=f"Film finished: {WORDS}").count() == 1
-    assert making.count() == 0
+    page.locator("[aria-live=polite]", has_text=f"Film finished: {WORDS}").wait_for(state="attached")
+    making.wait_for(state="detached")
     (film,) = stage.films()
     assert film.request["prompt"] == WORDS
     assert film.request["expand"] is True
+
+
+@needs_chromium
+def test_film_that_has_no_preview_is_watched_without(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build()
+    stage.worker.goes.clear()
+    guest = visit(stage)
+    guest.context.route(re.compile("variant=preview"), lambda route: route.fulfill(status=204))
+    page = guest.open()
+    page.get_by_label("What happens in your film?").fill("not to be seen yet")
+    with page.expect_response(re.compile("variant=preview")) as waited:
+        page.get_by_role("button", name="Make film").click()
+    assert waited.value.status == 204
+    see(page, f"document.querySelector('#making progress')?.value === {99 * 4 // STEPS}")
+    page.wait_for_timeout(100)
+    assert page.locator("#making img").count() == 0
+    stage.worker.goes.set()
+    page.get_by_role("link", name="not to be seen yet").wait_for()
+    see(page, PICTURED)
 
 
 @needs_chromium
@@ -415,7 +497,7 @@ def test_storyboard_is_a_film_of_shots(build: Callable[..., Stage], visit: Calla
 
 @needs_chromium
 def test_clip_is_extended_looped_and_remixed_from_its_tile(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
-    stage = build(before=1)
+    stage = build({})
     page = visit(stage).open()
     first = page.locator(".tile").last
     for count, (action, button) in enumerate([("Extend", "Extend film"), ("Loop", "Make it loop"), ("Remix", "Remix film")], 2):
@@ -423,6 +505,7 @@ def test_clip_is_extended_looped_and_remixed_from_its_tile(build: Callable[..., 
         first.get_by_role("button", name=f"{action} {WORDS}").click()
         page.get_by_label(re.compile("^What (happens|should)")).fill(f"take {count}")
         page.get_by_role("button", name=button).click()
+        sent(page)
         see(page, f"document.querySelectorAll('.tile-inner:not(.failed)').length === {count}")
     original, *made = stage.films()
     assert [film.parent for film in made] == [original.id] * 3
@@ -433,25 +516,30 @@ def test_clip_is_extended_looped_and_remixed_from_its_tile(build: Callable[..., 
     ]
     assert made[2].request["strength"] == pytest.approx(0.7)
     page.get_by_role("link", name="take 3").click()
-    family = page.get_by_role("dialog").get_by_role("link")
-    assert [WORDS in family.nth(0).inner_text(), "take 3" in family.nth(1).inner_text()] == [True, True]
+    family = page.get_by_role("dialog").get_by_role("list")
+    family.get_by_role("link", name=WORDS).click()
+    for words in (WORDS, "Extended: take 2", "Looped: take 3", "Remixed: take 4"):
+        family.get_by_role("link", name=words).wait_for()
+    assert family.get_by_role("link").count() == 4
 
 
 @needs_chromium
 def test_two_films_are_compared_connected_and_blended(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
-    stage = build()
-    stage.make(1, prompt="one")
-    stage.make(1, prompt="two")
+    stage = build({"prompt": "one"}, {"prompt": "two"})
     page = visit(stage).open()
     page.get_by_role("link", name="one").click()
     page.get_by_role("button", name="Compare").click()
     page.get_by_role("link", name="two").click()
-    see(page, "[...document.querySelectorAll('dialog video')].filter((v) => v.readyState === 4).length === 2")
+    both = "[...document.querySelectorAll('dialog video')]"
+    see(page, f"{both}.filter((v) => v.readyState === 4).length === 2")
     page.get_by_role("button", name="Play").click()
-    see(page, "document.querySelector('dialog video').currentTime > 0.5")
-    apart = "(([a, b]) => Math.abs(a.currentTime - b.currentTime))([...document.querySelectorAll('dialog video')])"
-    assert page.evaluate(apart) < 0.25
+    see(page, f"(([a, b]) => a.currentTime > 0.5 && Math.abs(a.currentTime - b.currentTime) < 0.25)({both})")
+    names = "[...document.querySelectorAll('dialog figcaption')].map((e) => e.textContent).join()"
+    see(page, f"{names} === 'A, seed 3: one,B, seed 3: two'")
+    page.get_by_role("button", name="Swap sides").click()
+    see(page, f"{names} === 'A, seed 3: two,B, seed 3: one'")
     page.keyboard.press("Escape")
+    page.get_by_role("dialog").wait_for(state="detached")
     for mode in ("connect", "blend"):
         page.get_by_role("link", name="one").click()
         page.get_by_role("button", name=mode.capitalize()).click()
@@ -459,6 +547,7 @@ def test_two_films_are_compared_connected_and_blended(build: Callable[..., Stage
         page.get_by_label("What happens?").fill(f"they {mode}")
         page.get_by_role("button", name=f"{mode.capitalize()} films").click()
         page.get_by_role("link", name=f"they {mode}").wait_for()
+        sent(page)
     made = [film.request for film in stage.films()[2:]]
     assert [request["mode"] for request in made] == ["connect", "blend"]
     assert all([entry["role"] for entry in request["inputs"]] == ["video", "second"] for request in made)
@@ -473,6 +562,7 @@ def test_queue_is_moved_paused_and_stopped(build: Callable[..., Stage], visit: C
         page.get_by_label("What happens in your film?").fill(words)
         page.get_by_role("button", name="Make film").click()
         page.locator(f"#making [data-film]:has-text('{words}')").wait_for()
+    page.get_by_role("button", name="Stop first").wait_for()
     page.get_by_role("button", name="Earlier: third").click()
     see(page, "[...document.querySelectorAll('.queued .words')].map((e) => e.textContent).join() === 'third,second'")
     page.get_by_role("button", name="Pause queue").click()
@@ -498,37 +588,49 @@ def test_reload_and_a_second_tab_show_the_same_films(build: Callable[..., Stage]
         see(tab, f"document.querySelector('#making progress')?.value === {99 * 4 // STEPS}")
     page.reload()
     page.get_by_role("img", name="Preview of a film that outlives its page").wait_for()
-    assert page.get_by_label("What happens in your film?").input_value() == "a film that outlives its page"
+    holds(page.get_by_label("What happens in your film?"), "a film that outlives its page")
     stage.worker.goes.set()
     for tab in (page, other):
         tab.get_by_role("link", name="a film that outlives its page").wait_for()
+        see(tab, PICTURED)
     other.get_by_role("link", name="a film that outlives its page").click()
+    see(other, PLAYABLE)
     other.get_by_role("button", name="Delete film").click()
     other.get_by_role("button", name="Keep it").click()
     assert len(stage.films()) == 1
     other.get_by_role("button", name="Delete film").click()
     other.get_by_role("button", name="Delete", exact=True).click()
-    see(page, "document.querySelectorAll('.tile').length === 0")
+    for tab in (page, other):
+        see(tab, "document.querySelectorAll('.tile').length === 0")
     assert stage.films() == []
 
 
 @needs_chromium
-def test_page_mends_itself_when_the_server_was_away(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+@pytest.mark.parametrize("how", ["stopped", "killed", "offline"])
+def test_page_mends_itself_when_the_server_was_away(build: Callable[..., Stage], visit: Callable[..., Visit], how: str) -> None:
     stage = build()
     stage.worker.goes.clear()
     guest = visit(stage)
+    leave, come = {
+        "stopped": (stage.stop, stage.start),
+        "killed": (stage.kill, stage.start_apart),
+        "offline": (lambda: guest.context.set_offline(True), lambda: guest.context.set_offline(False)),
+    }[how]
+    if how == "killed":
+        stage.stop()
+        stage.start_apart()
     page = guest.open()
     page.get_by_label("What happens in your film?").fill("made over a gap")
     page.get_by_role("button", name="Make film").click()
     page.get_by_role("img", name="Preview of made over a gap").wait_for()
     guest.outage = True
-    stage.stop()
+    leave()
     page.get_by_text("The server is away. Trying again.").wait_for()
     page.get_by_label("What happens in your film?").fill("asked for while away")
     page.get_by_role("button", name="Make film").click()
     page.get_by_role("button", name="Waiting for the server").wait_for()
     stage.worker.goes.set()
-    stage.start()
+    come()
     page.get_by_role("link", name="made over a gap").wait_for()
     page.get_by_role("link", name="asked for while away").wait_for()
     page.get_by_text("The server is away. Trying again.").wait_for(state="detached")
@@ -558,7 +660,7 @@ def test_everything_from_words_to_file_by_keyboard(build: Callable[..., Stage], 
     assert Path(waited.value.path()).read_bytes() == stage.media.video
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="detached")
-    assert page.evaluate("document.activeElement.closest('.tile') !== null")
+    see(page, "document.activeElement.closest('.tile') !== null")
     page.keyboard.press("e")
     page.get_by_role("button", name="Extend film").wait_for()
 
@@ -567,19 +669,20 @@ def test_everything_from_words_to_file_by_keyboard(build: Callable[..., Stage], 
 def test_settings_come_back_from_a_film_and_from_a_dropped_file(
     build: Callable[..., Stage], visit: Callable[..., Visit]
 ) -> None:
-    stage = build()
-    stage.make(1, prompt="once more", seed=99, steps=11)
+    stage = build({"prompt": "once more", "seed": 99, "steps": 11})
     page = visit(stage).open()
     page.get_by_role("link", name="once more").click()
     page.get_by_role("button", name="Reuse").click()
-    prompt = page.get_by_label("What happens in your film?")
-    assert prompt.input_value() == "once more"
+    prompt, steps, seed = (page.get_by_label(name) for name in ("What happens in your film?", "Steps", "Seed"))
+    holds(prompt, "once more")
     page.get_by_text("More settings").click()
-    assert (page.get_by_label("Steps").input_value(), page.get_by_label("Seed").input_value()) == ("11", "")
+    holds(steps, "11")
+    holds(seed, "")
     bring(page, "drop", "film.mp4", "video/mp4", stage.media.video)
     page.get_by_role("button", name="Load its settings").click()
-    assert prompt.input_value() == WORDS
-    assert (page.get_by_label("Steps").input_value(), page.get_by_label("Seed").input_value()) == ("12", "")
+    holds(prompt, WORDS)
+    holds(steps, "12")
+    holds(seed, "")
     bring(page, "drop", "film.mp4", "video/mp4", stage.media.video)
     page.get_by_role("radio", name="Edit").click()
     page.get_by_label("What should be different?").fill("now it is blue")
@@ -590,7 +693,7 @@ def test_settings_come_back_from_a_film_and_from_a_dropped_file(
 
 @needs_chromium
 def test_marks_of_a_film_are_checked(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
-    stage = build(before=1)
+    stage = build({})
     page = visit(stage).open()
     page.get_by_role("link", name=WORDS).click()
     page.get_by_text("Where it came from").click()
@@ -610,8 +713,8 @@ def test_key_is_asked_for_and_kept_in_memory_only(build: Callable[..., Stage], v
     page.get_by_label("What happens in your film?").fill("under a key")
     page.get_by_role("button", name="Make film").click()
     page.get_by_role("link", name="under a key").click()
-    see(page, "document.querySelector('dialog video')?.readyState === 4")
-    assert page.evaluate("document.querySelector('.tile img').src.startsWith('blob:')")
+    see(page, PLAYABLE)
+    see(page, "document.querySelector('.tile img')?.src.startsWith('blob:')")
     kept = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
     assert key not in kept
     page.reload()
@@ -642,7 +745,7 @@ def test_five_thousand_films_are_a_page_of_a_few_tiles(build: Callable[..., Stag
     page.locator(".tile").first.wait_for()
     page.get_by_role("link", name="film 0,").focus()
     most = 0
-    for _ in range(120):
+    for _ in range(PATIENCE // 20):  # each leads to the last film known by then
         page.keyboard.press("End")
         most = max(most, page.locator(".tile").count())
         if page.get_by_role("link", name="film 4999,").count():
@@ -724,21 +827,25 @@ def test_every_view_has_names_contrast_and_room(build: Callable[..., Stage], vis
     page.get_by_role("button", name="Take out of the queue").first.click()
     stage.worker.goes.set()
     page.locator(".tile-inner.failed").wait_for()
-    page.locator(".tile-inner:not(.failed) a").first.wait_for()
+    page.locator("#making").wait_for(state="detached")
+    see(page, PICTURED)
     audit("gallery")
     page.locator(".tile-inner:not(.failed) a").first.focus()
     page.keyboard.press("l")
+    page.get_by_role("button", name="Make it loop").wait_for()
     audit("loop")
     page.locator(".tile-inner:not(.failed) a").first.click()
-    see(page, "document.querySelector('dialog video')?.readyState === 4")
+    see(page, PLAYABLE)
     assert page.evaluate("document.querySelector('dialog video').paused"), "motion was not asked for"
     page.get_by_text("Where it came from").click()
     audit("film")
     page.get_by_role("button", name="Delete film").click()
+    page.get_by_role("dialog", name="Delete this film?").wait_for()
     audit("delete")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Close").click()
     page.get_by_role("button", name="Shortcuts").click()
+    page.get_by_role("dialog", name="Shortcuts").wait_for()
     audit("shortcuts")
     assert not found, "\n".join(found)
 
@@ -751,8 +858,73 @@ def test_colours_follow_the_switch_and_stay(build: Callable[..., Stage], visit: 
     page.get_by_role("button", name="Colours: as the system").click()
     page.get_by_role("button", name="Colours: light").click()
     page.get_by_role("button", name="Colours: dark").wait_for()
+    see(page, f"{ground} !== {light!r}")
     dark = page.evaluate(ground)
-    assert dark != light
     page.reload()
     page.get_by_role("button", name="Colours: dark").wait_for()
-    assert page.evaluate(ground) == dark
+    see(page, f"{ground} === {dark!r}")
+    turned = page.evaluate(f"(document.querySelector('[aria-label^=Colours]').click(), {ground})")
+    assert turned == light, "where less motion is asked for, new colours are there at once"
+
+
+@needs_chromium
+def test_moving_over_a_film_looks_through_it(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    page = visit(build({})).open()
+    see(page, PICTURED)
+    box = page.locator(".tile").bounding_box()
+    assert box is not None
+    for part, frame in ((0.01, 0), (0.51, 8), (0.99, 15)):
+        page.mouse.move(box["x"] + part * box["width"], box["y"] + box["height"] / 2)
+        shift = "document.querySelector('.tile .strip img')?.style.transform.slice('translate('.length)"
+        see(page, f"16 * parseFloat({shift}) === {-100 * frame}")
+    page.mouse.move(0, 0)
+    page.locator(".tile .strip").wait_for(state="detached")
+
+
+@needs_chromium
+def test_films_are_leafed_through_with_the_arrow_keys(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    page = visit(build({"prompt": "oldest"}, {"prompt": "middle"}, {"prompt": "newest"})).open()
+    page.get_by_role("link", name="newest").click()
+    for key, words in (("ArrowRight", "middle"), ("ArrowRight", "oldest"), ("ArrowRight", "oldest"), ("ArrowLeft", "middle")):
+        page.keyboard.press(key)
+        page.get_by_role("dialog", name=words).get_by_role("heading", name=words).wait_for()
+        see(page, PLAYABLE)
+    page.go_back()
+    page.get_by_role("dialog", name="oldest").wait_for()
+    page.get_by_role("button", name="Newer film").click()
+    page.get_by_role("dialog", name="middle").wait_for()
+    page.get_by_role("button", name="Close").click()
+    page.get_by_role("dialog").wait_for(state="detached")
+
+
+@needs_chromium
+def test_film_that_was_stopped_is_tried_again_or_removed(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build()
+    stage.worker.goes.clear()
+    page = visit(stage).open()
+    page.get_by_label("What happens in your film?").fill("on second thoughts")
+    page.get_by_role("button", name="Make film").click()
+    page.get_by_role("button", name="Stop on second thoughts").click()
+    page.get_by_role("link", name="You stopped this film.").wait_for()
+    page.get_by_label("What happens in your film?").fill("")
+    stage.worker.goes.set()
+    page.get_by_role("button", name="Try again: on second thoughts").click()
+    holds(page.get_by_label("What happens in your film?"), "on second thoughts")
+    page.get_by_role("button", name="Make film").click()
+    see(page, PICTURED)
+    page.get_by_role("button", name="Remove on second thoughts").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    see(page, "document.querySelectorAll('.tile').length === 1")
+    assert [film.state for film in stage.films()] == ["completed"]
+
+
+def test_journeys_that_the_page_about_the_studio_names_are_here() -> None:
+    named = re.findall(r"`(test_\w+)`", (REPOSITORY / "docs" / "studio.md").read_text())
+    assert len(named) >= 12
+    assert [name for name in named if name not in globals()] == []
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    shared = Jobs.open(f"sqlite:///{place / 'tubelet.db'}")
+    server_of(shared, Store(place / "assets", reserve=0), config_of(place)).run([socket.socket(fileno=int(sys.argv[2]))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "unit" / "serve"))
+
+import postgres_server
 
 from tubelet.media.encode import save
 from tubelet.serve.jobs import Jobs
@@ -34,14 +39,21 @@ def until(condition: Callable[[], Any], patience: float = PATIENCE) -> None:
 class Place:
     """A server's folder, its queue and store, and the workers that were started on it."""
 
-    def __init__(self, folder: Path, system: Path) -> None:
+    def __init__(self, folder: Path, system: Path, url: str | None = None) -> None:
         self.folder, self.system = folder, system
-        self.url = f"sqlite:///{folder / 'tubelet.db'}"
+        self.url = url or f"sqlite:///{folder / 'tubelet.db'}"
         self.jobs, self.store = Jobs.open(self.url), Store(folder / "assets")
         self.workers: list[subprocess.Popen[bytes]] = []
 
-    def worker(self) -> subprocess.Popen[bytes]:
-        words = ["--system", self.system, "--data", self.folder, "--device", "cpu", "--no-sign"]
+    def machine(self, name: str) -> Path:
+        """The data folder of a machine of its own: of this one's files it has the films, as over a network, and no others."""
+        data = self.folder / name
+        data.mkdir()
+        (data / "assets").symlink_to(self.store.folder)
+        return data
+
+    def worker(self, data: Path | None = None) -> subprocess.Popen[bytes]:
+        words = ["--system", self.system, "--data", data or self.folder, "--store", self.url, "--device", "cpu", "--no-sign"]
         command = [sys.executable, "-m", "tubelet", "worker", *map(str, words)]
         log = (self.folder / "log").open("ab")
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -61,9 +73,9 @@ class Place:
         assert found is not None
         return found
 
-    def answers(self, job: Job) -> int:
+    def answers(self, job: Job, data: Path | None = None) -> int:
         """How many answers the job's journal holds."""
-        return len(list((self.folder / "journals" / job.id / "answers").glob("*.safetensors")))
+        return len(list(((data or self.folder) / "journals" / job.id / "answers").glob("*.safetensors")))
 
     def holder(self, job: Job) -> int | None:
         """The living process that works on a job."""
@@ -85,17 +97,36 @@ class Place:
             later.close()
 
 
-@pytest.fixture
-def place(tmp_path: Path, tiny: Path) -> Iterator[Place]:
+@contextlib.contextmanager
+def placed(tmp_path: Path, tiny: Path, url: str | None = None) -> Iterator[Place]:
     still = np.linspace(30, 220, 64).astype(np.uint8)
     film = np.stack([np.roll(np.broadcast_to(still[None, :, None], (48, 64, 3)), 3 * t, 1) for t in range(6)])
     save(film, tmp_path / "source.mp4", 8.0)
-    place = Place(tmp_path, tiny)
-    yield place
-    for worker in place.workers:
-        worker.kill()
-        worker.wait()
-    place.jobs.close()
+    place = Place(tmp_path, tiny, url)
+    try:
+        yield place
+    finally:
+        for worker in place.workers:
+            worker.kill()
+            worker.wait()
+        place.jobs.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny: Path) -> Iterator[Place]:
+    with placed(tmp_path, tiny) as place:
+        yield place
+
+
+@pytest.fixture
+def shared_place(tmp_path: Path, tiny: Path) -> Iterator[Place]:
+    """A place whose queue is in a real PostgreSQL, for machines that do not see each other's files."""
+    with contextlib.ExitStack() as opened:
+        try:
+            server = opened.enter_context(postgres_server.running())
+        except postgres_server.Absent as absent:
+            pytest.skip(str(absent))
+        yield opened.enter_context(placed(tmp_path, tiny, postgres_server.new_schema(server)))
 
 
 def test_killed_workers_lose_no_job_and_change_no_bit(place: Place) -> None:
@@ -158,6 +189,32 @@ def test_a_running_job_is_cancelled_and_a_stopped_worker_gives_its_job_back(plac
     log = (place.folder / "log").read_text()
     assert "given back" in log
     assert "red ball" not in log, "nothing that a person wrote is logged"
+
+
+def test_another_machine_makes_the_film_of_one_that_died(shared_place: Place) -> None:
+    place = shared_place
+    near, far = place.machine("near"), place.machine("far")
+    taking = place.worker(far)
+    until(lambda: place.jobs.workers())
+    taking.send_signal(signal.SIGSTOP)  # so that the other one gets the film
+    film = place.film()
+    dying = place.worker(near)
+    until(lambda: place.answers(film, near) > 20)
+    dying.send_signal(signal.SIGSTOP)  # so that it is not done before it dies
+    assert place.holder(film) == dying.pid
+    place.kill(dying.pid)
+    taking.send_signal(signal.SIGCONT)
+    place.sweep()
+    until(lambda: place.answers(film, far) > 0)
+    assert place.holder(film) == taking.pid
+    until(lambda: place.job(film).state == "completed")
+    assert place.job(film).attempt == 2
+    assert place.answers(film, near) > 20, "what the dead machine noted was out of reach"
+    again = place.film()
+    until(lambda: place.job(again).state == "completed")
+    assert place.job(again).attempt == 1
+    assert [asset.id for asset in place.job(film).outputs] == [asset.id for asset in place.job(again).outputs]
+    assert all(place.store.verify(asset) for asset in place.job(film).outputs)
 
 
 def test_a_worker_that_cannot_begin_says_why(place: Place, refused: Callable[..., str], tmp_path: Path) -> None:

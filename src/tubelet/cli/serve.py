@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from tubelet.cli.terminal import SERVED_SYSTEM, expander, print_json
+from tubelet.cli.terminal import DEFAULT_SYSTEM, expander, print_json
 from tubelet.core.errors import UserError
 
 Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: ~/.local/share/tubelet)")]
@@ -27,7 +27,7 @@ STORE = "TUBELET_STORE"
 class Serve:
     """Answer Sora's video API on this machine, with the studio at its root. Stop it with Ctrl-C; nothing is lost."""
 
-    system: Annotated[str, arg(metavar="NAME|FOLDER")] = SERVED_SYSTEM
+    system: Annotated[str, arg(metavar="NAME|FOLDER")] = DEFAULT_SYSTEM
     """A shipped system's name, or a folder that holds one."""
     host: str = "127.0.0.1"
     """Where to listen. Anything but this machine needs --keys."""
@@ -70,6 +70,7 @@ class Serve:
             hosts=self.allow_host,
             origins=self.allow_origin,
             fetch_images=self.fetch_images,
+            moderation=_moderation(),
             ttl=self.ttl,
             certificate=self.certificate,
             certificate_key=self.certificate_key,
@@ -112,7 +113,7 @@ class Serve:
 class Work:
     """Make the films of a server's queue. `tubelet serve` starts one for each device; more may work for the same store."""
 
-    system: Annotated[str, arg(metavar="NAME|FOLDER")] = SERVED_SYSTEM
+    system: Annotated[str, arg(metavar="NAME|FOLDER")] = DEFAULT_SYSTEM
     """A shipped system's name, or a folder that holds one."""
     data: Folder = None
     """Where jobs, films and secrets are kept."""
@@ -176,6 +177,8 @@ class Keys:
     """Requests of a new key per minute that change something."""
     queued: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 20)")] = None
     """Jobs of a new key that may wait or run."""
+    daily: Annotated[float | None, arg(metavar="SECONDS", help_behavior_hint="(default: any)")] = None
+    """Seconds of film that a new key may ask for each day."""
     data: Folder = None
     """The server's folder."""
     store: Address = None
@@ -202,7 +205,8 @@ class Keys:
     def _create(self, jobs: Any) -> None:
         from tubelet.serve.auth import issue
 
-        limits = {name: value for name, value in (("rpm", self.rpm), ("queued", self.queued)) if value is not None}
+        named = {"rpm": self.rpm, "queued": self.queued, "daily": self.daily}
+        limits: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
         id, secret = issue(jobs, self.which, self.scope or ("read", "create"), **limits)
         if self.json:
             print_json({"id": id, "name": self.which, "key": secret})
@@ -218,7 +222,8 @@ class Keys:
             print_json(keys)
             return
         for key in keys:
-            print(f"{key['id']}  {key['name']}  {','.join(key['scopes'])}  {key['rpm']}/min  {key['queued']} queued")
+            daily = "" if key.get("daily") is None else f"  {key['daily']:g} s/day"
+            print(f"{key['id']}  {key['name']}  {','.join(key['scopes'])}  {key['rpm']}/min  {key['queued']} queued{daily}")
 
     def _revoke(self, jobs: Any) -> None:
         from tubelet.serve.auth import revoke
@@ -308,6 +313,15 @@ def _check_writable(folder: Path) -> None:
 
 def _url(store: str | None, data: Path) -> str:
     return store or os.environ.get(STORE) or f"sqlite:///{data / 'tubelet.db'}"
+
+
+def _moderation() -> Any:
+    """Who is asked about the words of requests, where the environment names an endpoint (TUBELET_MODERATION_URL, with _KEY,
+    _MODEL, and _LENIENT=1 to let requests through while it does not answer)."""
+    from tubelet.serve.config import Moderation
+
+    said = {name: os.environ.get(f"TUBELET_MODERATION_{name}", "") for name in ("URL", "KEY", "MODEL", "LENIENT")}
+    return Moderation(said["URL"], said["KEY"], said["MODEL"], said["LENIENT"] == "1") if said["URL"] else None
 
 
 def _log_to_stderr() -> None:

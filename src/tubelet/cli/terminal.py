@@ -14,8 +14,6 @@ from typing import Any
 from tubelet.core.errors import UserError
 
 DEFAULT_SYSTEM = "worlds-64"
-SERVED_SYSTEM = "worlds-64-sizes"
-"""What is served: clients of the video API ask for wide and tall films."""
 FILMS, PICTURES = (".mp4", ".webp", ".gif", ".png"), (".png",)
 
 

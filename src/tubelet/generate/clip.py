@@ -6,10 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tubelet.core.errors import UserError
 from tubelet.core.types import Video
+
+if TYPE_CHECKING:
+    from tubelet.media.audio import Audio
 
 SETTINGS_KEY = "settings"
 
@@ -30,16 +33,16 @@ class Clip:
     def __post_init__(self) -> None:
         assert len(self.video) == 1, f"a clip is one film, got a batch of {len(self.video)}"
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, audio: Audio | None = None) -> Path:
         """Write the film by its suffix: .mp4, .webp, .gif, or .png for a contact sheet (of one frame: the picture).
 
-        The settings travel inside.
+        The settings travel inside, and so does `audio`, which only an .mp4 holds.
 
         Returns the path. Raises UserError for another suffix or a place that cannot be written.
         """
         from tubelet.media import encode  # imported late: generating needs no media library
 
-        return encode.save(self.video.to_uint8()[0], path, self.video.fps, metadata_of(self.settings))
+        return encode.save(self.video.to_uint8()[0], path, self.video.fps, metadata_of(self.settings), audio)
 
 
 def metadata_of(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Read any film or picture: exact seek, frame rate by timestamps, rotation and mirroring applied, alpha laid on white.
+"""Read any film or picture, and sound: exact seek, frame rate by timestamps, rotation and mirroring applied, alpha on white.
 
 Only what is asked for is decoded, so an excerpt of a ten-hour film costs an excerpt. A frame stands from its own time until
 the next frame's; the frame "at" a time is the one that stands then. Times count from the film's first frame.
@@ -20,16 +20,18 @@ import av
 import av.error
 import numpy as np
 import torch
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 from av.sidedata.sidedata import Type as SideDataType
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tubelet.core.errors import UserError
 from tubelet.core.types import Video
+from tubelet.media.audio import Audio, joined
 from tubelet.media.encode import stored_size
 from tubelet.media.resize import Fit, resize
 
@@ -201,6 +203,34 @@ def decode(
     return Video.from_uint8(*decode_uint8(path, start=start, frames=frames, fps=fps, size=size, fit=fit))
 
 
+def decode_audio(path: str | Path, *, rate: int | None = None) -> Audio:
+    """The sound of a film, or of a file of sound alone, at its own rate or resampled to `rate` samples a second.
+
+    Channels are mixed to one. Time counts from the film's first frame: sound that begins later begins with silence, what is
+    earlier is cut off. Raises UserError as `stream`, and when there is no sound.
+    """
+    path = _checked(path)
+    if rate is not None and rate < 1:
+        raise UserError(f"rate must be at least 1 sample a second, got {rate}; choose another or leave it out")
+    if _is_picture(path):
+        raise UserError(f"{path} is a picture and holds no sound; choose a film")
+    with _opened(path) as container:
+        if not container.streams.audio:
+            raise UserError(f"{path} holds no sound; choose another file, or do without")
+        track = container.streams.audio[0]
+        _refuse_truncated(path, track)
+        rate = rate or track.rate
+        late = _begin(track) - _begin(_films(container)[0]) if _films(container) else 0.0
+        samples = joined(_decoded(path, container, track), rate)
+        # The last block is filled up; an index of all blocks, as in mp4, comes with the true length.
+        if track.frames and track.duration and track.time_base:
+            samples = samples[: round(track.duration * track.time_base * rate)]
+    samples = np.concatenate([np.zeros(max(0, round(late * rate)), np.int16), samples[max(0, round(-late * rate)) :]])
+    if not len(samples):
+        raise UserError(f"{path} holds no sound that can be decoded; restore it from its source")
+    return Audio(samples, rate)
+
+
 def _checked(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
@@ -276,6 +306,19 @@ def _flat(image: Image.Image) -> np.ndarray:
 
 @contextlib.contextmanager
 def _container(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    with _opened(path) as container:
+        if not _films(container):
+            raise UserError(f"{path} holds no video; choose another file")
+        yield container, _films(container)[0]
+
+
+def _films(container: InputContainer) -> list[VideoStream]:
+    """Cover art of a song is a stream of one picture, and not a film."""
+    return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[InputContainer]:
     try:
         # The prefix and the list keep a name such as "http:x", or a playlist in a film's clothes, from reaching elsewhere.
         options = {"protocol_whitelist": "file"}
@@ -283,14 +326,14 @@ def _container(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             assert isinstance(container, InputContainer)
             if container.format.name in _NOT_FILMS:
                 raise UserError(f"{path} is a {container.format.name} listing, not a film; choose another file")
-            # Cover art of a song is a stream of one picture, and not a film.
-            videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not videos:
-                raise UserError(f"{path} holds no video; choose another file")
-            yield container, videos[0]
+            yield container
     except av.error.FFmpegError as error:
         reason = error.strerror or error
         raise UserError(f"{path} is truncated, damaged or not a film ({reason}); restore it from its source") from error
+
+
+def _begin(track: Stream) -> float:
+    return float((track.start_time or 0) * (track.time_base or 0))
 
 
 def _rate(video: VideoStream) -> float:
@@ -303,7 +346,7 @@ def _shown_from(path: Path, container: InputContainer, video: VideoStream, start
     _refuse_truncated(path, video)
     tick = float(video.time_base or 0)
     rate = _rate(video)
-    origin = float((video.start_time or 0) * (video.time_base or 0))
+    origin = _begin(video)
     crop = stored_size(container.metadata.get("comment"))
     decoded = _seeked(path, container, video, start, origin) if start > 0 and tick else _decoded(path, container, video)
 
@@ -323,12 +366,12 @@ def _shown_from(path: Path, container: InputContainer, video: VideoStream, start
         yield _Shown(begin, begin + length - tick / 2, functools.partial(_upright, path, held, crop))
 
 
-def _refuse_truncated(path: Path, video: VideoStream) -> None:
+def _refuse_truncated(path: Path, track: Stream) -> None:
     """A film that lost its tail often opens well and just ends early: what its header promises tells."""
     stated = _stated_bytes(path)
-    entries = video.index_entries
+    entries = track.index_entries
     # An index is complete only with an entry per frame, as in mp4.
-    if video.frames and len(entries) >= video.frames:
+    if track.frames and len(entries) >= track.frames:
         last = entries[len(entries) - 1]
         stated = max(stated, last.pos + last.size)
     if stated > os.path.getsize(path):
@@ -360,16 +403,17 @@ def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
     return (None if value == (1 << 7 * width) - 1 else value), at + width
 
 
-def _decoded(path: Path, container: InputContainer, video: VideoStream) -> Iterator[av.VideoFrame]:
-    for packet in _packets(container, video):
+def _decoded(path: Path, container: InputContainer, track: VideoStream | AudioStream) -> Iterator[Any]:
+    """Frames of pixels or of samples, as the track has them."""
+    for packet in _packets(container, track):
         if packet.is_corrupt:
             seconds = float((packet.pts or 0) * (packet.time_base or 0))
             raise UserError(f"{path} is truncated or damaged at {seconds:.2f} seconds; restore it from its source")
-        yield from packet.decode()  # type: ignore[misc]
+        yield from packet.decode()
 
 
-def _packets(container: InputContainer, video: VideoStream) -> Iterator[Packet]:
-    return container.demux(video)
+def _packets(container: InputContainer, track: VideoStream | AudioStream) -> Iterator[Packet]:
+    return container.demux(track)
 
 
 def _seeked(path: Path, container: InputContainer, video: VideoStream, start: float, origin: float) -> Iterator[av.VideoFrame]:

@@ -5,10 +5,12 @@ The same pixels and metadata give the same bytes: one encoder thread, no dates, 
 
 from __future__ import annotations
 
+import functools
+import heapq
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import av
 import av.error
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from av.video.stream import VideoStream
 from PIL import Image, UnidentifiedImageError
@@ -23,6 +26,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from tubelet.core.errors import UserError
 from tubelet.core.files import whole_file
+from tubelet.media.audio import Audio, add_track, packets
 from tubelet.media.sheet import contact_sheet
 
 # h264 in 4:2:0 holds even sides only; the true size of an odd clip travels under this key and is cut back on reading.
@@ -31,13 +35,16 @@ IMAGE_DESCRIPTION = 0x010E  # EXIF 2.32, table 4
 PALETTE_FRAMES = 64
 
 
-def save(frames: np.ndarray, path: str | Path, fps: float, metadata: Mapping[str, str] | None = None) -> Path:
+def save(
+    frames: np.ndarray, path: str | Path, fps: float, metadata: Mapping[str, str] | None = None, audio: Audio | None = None
+) -> Path:
     """Write uint8 `(T, H, W, 3)` as a film of exactly that size; the suffix chooses the format. Returns the path.
 
     `.mp4` h264 yuv420p with the index first, plays in browsers; an odd side is filled up by its last pixel line and cut
     off again by `decode`. `.webp` and `.gif` animate for ever. `.png` is a contact sheet, of one frame the picture itself.
-    `metadata` is readable with `read_metadata`. Raises UserError for an unknown suffix, an impossible rate, no frames, or a
-    place that cannot be written.
+    `metadata` is readable with `read_metadata`. `audio` becomes the film's sound, as AAC, from its first frame on; only an mp4
+    has one. Raises UserError for an unknown suffix, an impossible rate, no frames, sound where there can be none, or a place
+    that cannot be written.
     """
     path = Path(path)
     writer = _WRITERS.get(path.suffix.lower())
@@ -49,6 +56,10 @@ def save(frames: np.ndarray, path: str | Path, fps: float, metadata: Mapping[str
         )
     if not (math.isfinite(fps) and 0.01 <= fps <= 1000):
         raise UserError(f"fps must be between 0.01 and 1000, got {fps}; choose another")
+    if audio is not None:
+        if path.suffix.lower() != ".mp4":
+            raise UserError(f"{path.suffix} holds no sound; choose .mp4, or leave the sound out")
+        writer = functools.partial(_write_mp4, audio=audio)
     with whole_file(path) as temporary:
         writer(np.ascontiguousarray(frames), temporary, fps, dict(metadata or {}))
     return path
@@ -109,13 +120,16 @@ def _image_comment(path: Path) -> str | None:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-def _write_mp4(frames: np.ndarray, path: Path, fps: float, metadata: dict[str, str]) -> None:
+def _write_mp4(frames: np.ndarray, path: Path, fps: float, metadata: dict[str, str], audio: Audio | None = None) -> None:
     _, height, width, _ = frames.shape
     if height % 2 or width % 2:
         frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")  # (T, even H, even W, 3)
         metadata = {**metadata, CROP_KEY: f"{height}x{width}"}
     rate = Fraction(fps).limit_denominator(1001)
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
+    if audio is not None:
+        # Lengths of tracks are kept in these ticks: milliseconds would round sound.
+        options["movie_timescale"] = str(audio.rate)
     with av.open(str(path), "w", format="mp4", options=options) as container:
         if metadata:
             container.metadata["comment"] = _packed(metadata)
@@ -127,17 +141,27 @@ def _write_mp4(frames: np.ndarray, path: Path, fps: float, metadata: dict[str, s
         stream.codec_context.colorspace = Colorspace.ITU709
         stream.codec_context.color_primaries = ColorPrimaries.BT709
         stream.codec_context.color_trc = ColorTrc.BT709
-        for number, frame in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
-                interpolation=Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND,
-                threads=1,
-            )
-            picture.pts, picture.time_base = number, 1 / rate
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
+        tracks = [_pictures(stream, frames, rate)]
+        if audio is not None:
+            tracks.append(packets(add_track(container, audio), audio))
+        # In order of time, so that a player finds both side by side.
+        for packet in heapq.merge(*tracks, key=lambda packet: float((packet.dts or 0) * packet.time_base)):
+            container.mux(packet)
+
+
+def _pictures(stream: VideoStream, frames: np.ndarray, rate: Fraction) -> Iterator[Packet]:
+    """The packets of a film of uint8 `(T, H, W, 3)`."""
+    for number, frame in enumerate(frames):
+        picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND,
+            threads=1,
+        )
+        picture.pts, picture.time_base = number, 1 / rate
+        yield from stream.encode(picture)
+    yield from stream.encode(None)
 
 
 def _quality(height: int, width: int) -> dict[str, str]:

@@ -4,6 +4,8 @@ After Language Model Beats Diffusion (Yu et al. 2023, section 3.2), whose masked
 section 3.2): BERT (Devlin et al. 2019), post-norm, with learned positions, in front of the tokens one for the class. A token of
 2^18 is two words of 2^9, whose embeddings are summed and whose two heads share them. A token is hidden whole, both words at
 once: the paper leaves that open. Which tokens are hidden and in what order they are chosen is said in `decoding.masked`.
+
+With `text_width` a prompt's token states stand where the paper has the one token for the class: that is ours.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.core.errors import UserError
+from tubelet.core.types import Condition
 from tubelet.nn.attention import SelfAttention
 from tubelet.nn.mlp import MLP
 from tubelet.nn.subtokens import MASK, split_ids
@@ -27,7 +30,8 @@ class MaskGITConfig:
     """Sizes of a `MaskGIT`. Raises UserError when they do not fit each other.
 
     `length` is the most tokens of a clip, frames slowest; a token is a word of each of `groups` vocabularies of `words`;
-    `classes` the number of labels, to which the table adds the null label. `dropout` acts on residuals while training.
+    `classes` the number of labels, to which the table adds the null label; with `text_width`, that of a text encoder's states,
+    prompts are read instead. `dropout` acts on residuals while training.
     """
 
     width: int = 1024
@@ -37,11 +41,14 @@ class MaskGITConfig:
     groups: int = 2
     words: int = 2**9
     classes: int = 101
+    text_width: int = 0
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.width, self.depth, self.heads, self.length, self.groups, self.words, self.classes) < 1:
-            raise UserError("every size of a MaskGIT must be at least 1; raise the one that is not")
+        if min(self.width, self.depth, self.heads, self.length, self.groups, self.words, self.classes) < 1 or (
+            self.text_width < 0
+        ):
+            raise UserError("every size of a MaskGIT must be at least 1, and text_width at least 0; raise the one that is not")
         if self.width % self.heads:
             raise UserError(f"{self.heads} heads need a width that they divide, got {self.width}; try {64 * self.heads}")
         if not 0 <= self.dropout < 1:
@@ -57,9 +64,9 @@ class BERTBlock(nn.Module):
         self.mlp, self.mlp_norm = MLP(dim, 4 * dim, "tanh"), nn.LayerNorm(dim, EPS)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x (B, L, D)`."""
-        x = self.attention_norm(x + self.dropout(self.attention(x)))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`x (B, L, D)`; `mask (B, 1, 1, L)`, True where a token is real; None: all are."""
+        x = self.attention_norm(x + self.dropout(self.attention(x, mask=mask)))
         return self.mlp_norm(x + self.dropout(self.mlp(x)))
 
 
@@ -72,7 +79,8 @@ class MaskGIT(nn.Module):
         D = config.width
         self.words = nn.Parameter(torch.empty(config.groups, config.words, D))
         self.mask = nn.Parameter(torch.empty(D))
-        self.labels = nn.Embedding(config.classes + 1, D)
+        self.labels = None if config.text_width else nn.Embedding(config.classes + 1, D)
+        self.text_in = nn.Linear(config.text_width, D) if config.text_width else None
         self.segments = nn.Embedding(2, D)
         self.positions = nn.Parameter(torch.empty(1 + config.length, D))
         self.norm_in, self.dropout = nn.LayerNorm(D, EPS), nn.Dropout(config.dropout)
@@ -95,11 +103,12 @@ class MaskGIT(nn.Module):
             nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
         nn.init.zeros_(self.bias)
 
-    def forward(self, tokens: Tensor, label: Tensor | None = None, hinted: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, label: Tensor | Condition | None = None, hinted: Tensor | None = None) -> Tensor:
         """`tokens (B, L)`, ids below words^groups or MASK where hidden, to logits `(B, L, groups, words)`.
 
         Args:
-            label: `(B,)`; None for the null label `config.classes`, which is also the one without guidance.
+            label: `(B,)`; None for the null label `config.classes`, which is also the one without guidance. With `text_width`
+                prompts: token states `(B, M, text_width)`, an empty prompt's for guidance.
             hinted: `(B, L)`, True where a token hints at what stands there and is no choice (MAGVIT's COMMIT); None: nowhere.
 
         A shorter clip, such as an image, takes the first places. Raises UserError when tokens do not fit.
@@ -107,21 +116,40 @@ class MaskGIT(nn.Module):
         c, (B, L) = self.config, tokens.shape
         if c.length < L:
             raise UserError(f"a clip has {L} tokens, this model holds {c.length}; cut it or build a longer one")
-        if label is None:
-            label = torch.full((B,), c.classes, device=tokens.device)
-        if label.shape != (B,) or (hinted is not None and hinted.shape != (B, L)):
-            raise UserError(f"{B} clips of {L} tokens need labels ({B},) and hints ({B}, {L}); give one of each per clip")
+        if hinted is not None and hinted.shape != (B, L):
+            raise UserError(f"{B} clips of {L} tokens need hints ({B}, {L}); give one for each token")
+        front, mask = self._front(label, B, L)  # (B, M, D), (B, 1, 1, M + L)
         digits = split_ids(tokens.clamp(min=0), c.groups, c.words)  # (B, L, G)
         x = sum((self.words[g][digits[..., g]] for g in range(c.groups)), self.mask.new_zeros(()))  # (B, L, D)
         x = torch.where((tokens == MASK)[..., None], self.mask, x)
         segments = torch.zeros_like(tokens) if hinted is None else hinted.long()
-        x = torch.cat([self.labels(label)[:, None], x], dim=1)  # (B, 1 + L, D)
-        x = x + self.positions[: 1 + L] + self.segments(F.pad(segments, (1, 0)))
+        x = torch.cat([front, x], dim=1)  # (B, M + L, D)
+        # What stands in front has one place: the states of a prompt know their order.
+        M = front.shape[1]
+        places = torch.cat([self.positions[:1].expand(M, -1), self.positions[1 : 1 + L]])  # (M + L, D)
+        x = x + places + self.segments(F.pad(segments, (M, 0)))
         x = self.dropout(self.norm_in(x))
         for block in self.blocks:
-            x = block(x)
-        x = self.head_norm(F.gelu(self.head(x[:, 1:]), approximate="tanh"))  # (B, L, D)
+            x = block(x, mask)
+        x = self.head_norm(F.gelu(self.head(x[:, M:]), approximate="tanh"))  # (B, L, D)
         return (x @ self.words.flatten(0, 1).T).unflatten(-1, (c.groups, c.words)) + self.bias  # (B, L, G, V)
+
+    def _front(self, label: Tensor | Condition | None, B: int, L: int) -> tuple[Tensor, Tensor | None]:
+        """What stands in front of L tokens, `(B, M, D)`, and which of all are real, `(B, 1, 1, M + L)`, None: all."""
+        if self.text_in is not None:
+            if not isinstance(label, Condition) or len(label) != B or label.states.shape[2] != self.config.text_width:
+                raise UserError(
+                    f"this MaskGIT reads {B} prompts of width {self.config.text_width}; give their states, an empty one's too"
+                )
+            return self.text_in(label.states), F.pad(label.mask, (0, L), value=True)[:, None, None]
+        assert self.labels is not None, "labels or prompts"
+        if isinstance(label, Condition):
+            raise UserError("this MaskGIT reads labels, no prompts; build it with text_width")
+        if label is None:
+            label = torch.full((B,), self.config.classes, device=self.mask.device)
+        if label.shape != (B,):
+            raise UserError(f"{B} clips need labels ({B},), got {tuple(label.shape)}; give one of each per clip")
+        return self.labels(label)[:, None], None
 
 
 def token_loss(logits: Tensor, ids: Tensor, where: Tensor, smoothing: float = 1e-4) -> Tensor:
@@ -136,15 +164,29 @@ def token_loss(logits: Tensor, ids: Tensor, where: Tensor, smoothing: float = 1e
     return (each.sum(-1) / where.sum(-1).clamp(min=1)).mean()
 
 
-def guided(model: MaskGIT, tokens: Tensor, label: Tensor, hinted: Tensor | None = None, scale: float = 1.0) -> Tensor:
+def guided(
+    model: MaskGIT,
+    tokens: Tensor,
+    label: Tensor | Condition,
+    hinted: Tensor | None = None,
+    scale: float = 1.0,
+    null: Condition | None = None,
+) -> Tensor:
     """`model(tokens, label, hinted)` under classifier-free guidance, in one doubled batch: null + scale * (given - null).
 
-    The null branch knows neither label nor hints: what is hinted is hidden to it (as released).
+    The null branch knows neither label nor hints: what is hinted is hidden to it (as released). Where prompts are read, `null`
+    are as many empty ones.
     """
     unknown = tokens if hinted is None else tokens.masked_fill(hinted, MASK)
     seen = torch.zeros_like(tokens, dtype=torch.bool) if hinted is None else hinted
-    null = torch.full_like(label, model.config.classes)
-    both = model(torch.cat([tokens, unknown]), torch.cat([label, null]), torch.cat([seen, torch.zeros_like(seen)]))
+    labels: Tensor | Condition
+    if isinstance(label, Condition):
+        if null is None:
+            raise UserError("guidance of prompts needs the empty one; give it as null")
+        labels = Condition.cat([label, null])
+    else:
+        labels = torch.cat([label, torch.full_like(label, model.config.classes)])
+    both = model(torch.cat([tokens, unknown]), labels, torch.cat([seen, torch.zeros_like(seen)]))
     given, without = both.chunk(2)  # (B, L, G, V) each
     return without + scale * (given - without)
 

@@ -72,6 +72,8 @@ class Task(IntEnum):
     OUTPAINTING = 35
     VIDEO_TO_AUDIO = 36
     AUDIO_TO_VIDEO = 37
+    TEXT_TO_AUDIO = 38
+    """Ours: the paper makes sound for films."""
 
 
 @dataclass(frozen=True)
@@ -246,10 +248,20 @@ def audio_to_video(layout: Layout, audio: Tensor, video: Tensor, text: int = 0, 
     return _row(layout, Task.AUDIO_TO_VIDEO, text=text, source=source, heard=audio, video=video)
 
 
+def text_to_audio(layout: Layout, audio: Tensor, text: int, source: int = 0) -> Row:
+    """Codes of sound `(levels, T)` from `text` tokens."""
+    return _row(layout, Task.TEXT_TO_AUDIO, text=text, source=source, audio=audio)
+
+
 def _parted(video: Tensor, given: int) -> tuple[Tensor, Tensor]:
     if not 0 < given < len(video):
         raise UserError(f"of {len(video)} token frames {given} cannot be given; give at least 1 and leave at least 1")
     return video[:given], video[given:]
+
+
+def cut(text: Condition) -> Condition:
+    """The states that a row has places for: the first `MAX_TEXT`."""
+    return Condition(text.states[:, :MAX_TEXT], text.mask[:, :MAX_TEXT])
 
 
 def together(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,8 @@ Command: tubelet train native-sizes
 Cost: not measured, it has not been run yet.
 Score: none yet; a run leaves table.json, table.md and a sheet for each of the two in its folder.
 
-Both go on from one system that knows square films only, on the same episodes, captions, steps and tokens a step; one sees each episode whole, the other the
-square in its middle. Both are then asked for every aspect, trained or not.
+Both go on from one system that knows square films only, on the same episodes, captions, steps and tokens a step;
+one sees each episode whole, the other the square in its middle. Both are then asked for every aspect, trained or not.
 """
 
 from __future__ import annotations

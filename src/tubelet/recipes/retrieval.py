@@ -2,11 +2,14 @@
 
 Paper: CLIP (Radford et al. 2021), section 2.3; frames are pooled by a learned query.
 Command: tubelet train retrieval
-Cost: not measured, it has not been run yet.
-Score: none yet; a run writes figures.json and a sheet of captions with the clip that each finds.
+Cost: not measured, it has not been run yet; sized for a quarter of an hour on two cores.
+Score: none yet; a run leaves table.json, table.md and found.png, captions with the clip that each finds, in its folder.
 
 Sets of 256 test clips whose captions all differ, of the training distribution and of held-out compositions. Where the wrong
 clip or caption is found, `confused/FACET` says in which share of the mistakes that facet differs from what was asked for.
+
+A set of 256 has several clips that differ in one word, so a batch must have them too: 128 clips a step, and many steps rather
+than fine patches. The text tower can be lent to a denoiser (`tubelet train text-encoders`), hence the share of human captions.
 """
 
 from __future__ import annotations
@@ -21,14 +24,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.core.files import write_json
+from tubelet.core.config import from_dict, to_dict
+from tubelet.core.errors import UserError
+from tubelet.core.files import read_json, whole_file, write_json
 from tubelet.core.log import note
-from tubelet.core.weights import save_module
+from tubelet.core.weights import load_module, save_module
 from tubelet.data.stream import TensorSource
 from tubelet.evaluate.report import world_of
 from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.models.clip import CLIP, CLIPConfig
+from tubelet.recipes.lineage import Figures, markdown, plain
 from tubelet.recipes.worlds import Job, in_memory
+from tubelet.runtime.cpu import use_fast_attention
 from tubelet.text.bpe import Tokenizer
 from tubelet.text.bpe import train as train_tokenizer
 from tubelet.train.classify import as_pixels
@@ -42,6 +49,17 @@ SIZE, FRAMES, FPS = 64, 9, 4.0
 """Clips of two seconds, as the denoiser's, at half their rate."""
 TRAIN_SEED = 2_060_000_000
 """First seed of the training clips, among the worlds' training seeds."""
+CAPTIONS = {"short": 0.8, "human": 0.2}
+"""In which proportions the kinds of captions are read."""
+WAYS, RANKS = ("text_to_clip", "clip_to_text"), (1, 5)
+FACETS = {
+    "event": "kind", "direction": "direction", "speed": "speed", "place": "place", "count": "count", "gravity": "moon"
+}  # fmt: skip
+"""Facet -> its name in a scene; colours, shapes and sizes are those of its things."""
+COLUMNS = (
+    *((f"{way.replace('_', ' ')}, R@{k}", f"{way}/R@{k}", plain(3)) for way in WAYS for k in RANKS),
+    *((f"{facet} confused", f"confused/{facet}", plain()) for facet in (*FACETS, "colour", "shape", "size")),
+)
 
 
 @dataclass(frozen=True)
@@ -50,26 +68,28 @@ class Retrieval:
 
     clip: CLIPConfig = field(
         default_factory=lambda: CLIPConfig(
-            embed=192, image=SIZE, patch=8, image_width=192, image_depth=4, vocab=1025, context=48, text_width=192,
+            embed=192, image=SIZE, patch=16, image_width=192, image_depth=4, vocab=1025, context=48, text_width=192,
             text_depth=3, video="attention",
         )
     )  # fmt: skip
-    clips: int = 12_000
+    clips: int = 24_000
     n: int = 256
     """Clips of a test set, each to be found among all of them."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=800,
-            batch=64,
+            steps=1500,
+            batch=128,
             warmup=60,
-            optimizer=OptimizerConfig(learning_rate=3e-3, learning_rate_adamw=1e-3),
+            optimizer=OptimizerConfig(learning_rate=3e-3, learning_rate_adamw=2e-3),
+            compile=True,
             checkpoint_minutes=4.0,
         )
     )
     workers: int = 2
 
     def run(self, folder: Path) -> Path:
-        """Render, train, search; returns the file of figures."""
+        """Render, train, search; returns the table's file."""
+        use_fast_attention()
         jobs = [_job("train", place) for place in range(self.clips)]
         video, captions = in_memory(jobs, self.workers, "train")
         path = folder / "tokenizer.json"
@@ -78,27 +98,39 @@ class Retrieval:
             train_tokenizer(texts, self.clip.vocab - 1).save(path)
         tokenizer = Tokenizer.load(path)
         torch.manual_seed(self.train.seed)
-        source = TensorSource({"video": video}, captions, seed=self.train.seed, proportions={"short": 0.7, "human": 0.3})
+        source = TensorSource({"video": video}, captions, seed=self.train.seed, proportions=CAPTIONS)
         result = train(CLIP(self.clip), ContrastObjective(tokenizer), source, self.train, folder / "train")
         if not result.finished:
             return folder
         model = result.ema
         assert isinstance(model, CLIP)
         save_module(folder / "clip.safetensors", model)
-        figures: dict[str, float] = {}
-        for split in ("in", "held_out"):
+        write_json(folder / "clip.json", to_dict(model.config))
+        table: dict[str, Figures] = {}
+        for split, name in (("in", "test seeds"), ("held_out", "held-out compositions")):
             tests = distinct(split, self.n)
             clips, said = in_memory(tests, self.workers, split)
             texts = [several[0]["text"] for several in said]
             cosines = similarities(model, tokenizer, clips, texts)
-            scenes = [_scene(job) for job in tests]
-            figures |= {f"{name}/{split}": value for name, value in found(cosines, scenes).items()}
+            table[name] = found(cosines, [_scene(job) for job in tests])
             if split == "in":
-                nearest = cosines.argmax(0)[:12].tolist()
-                save_sheet(contact_sheet([clips[i].numpy() for i in nearest], texts[:12]), folder / "found.png")
-        write_json(folder / "figures.json", figures)
-        note("\n".join(f"{name}: {value:.3f}" for name, value in figures.items()))
-        return folder / "figures.json"
+                save_sheet(sheet(cosines, clips, texts), folder / "found.png")
+        table["chance"] = {f"{way}/R@{k}": k / self.n for way in WAYS for k in RANKS}
+        write_json(folder / "table.json", table)
+        with whole_file(folder / "table.md") as temporary:
+            temporary.write_text(markdown(table, COLUMNS), encoding="utf-8")
+        note(markdown(table, COLUMNS))
+        return folder / "table.md"
+
+
+def load_clip(folder: str | Path) -> tuple[CLIP, Tokenizer]:
+    """The trained CLIP of a run and the tokenizer of its words. Raises UserError when the folder holds no finished run."""
+    folder = Path(folder)
+    if not (folder / "clip.json").exists():
+        raise UserError(f"{folder} holds no finished run of retrieval; tubelet train retrieval makes one in runs/retrieval")
+    model = CLIP(from_dict(CLIPConfig, read_json(folder / "clip.json")))
+    load_module(folder / "clip.safetensors", model)
+    return model.eval(), Tokenizer.load(folder / "tokenizer.json")
 
 
 def _job(split: str, place: int) -> Job:
@@ -137,26 +169,32 @@ def similarities(model: CLIP, tokenizer: Tokenizer, video: Tensor, texts: Sequen
     return (clips @ words.T).float().cpu()
 
 
-def found(cosines: Tensor, scenes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def found(cosines: Tensor, scenes: Sequence[Mapping[str, Any]]) -> Figures:
     """R@1 and R@5 of both directions of `(B, B)` cosines whose clip i belongs with text i, and what mistakes get wrong."""
     own = torch.arange(len(cosines))
-    out: dict[str, float] = {}
+    out: Figures = {}
     wrong: dict[str, list[bool]] = defaultdict(list)
-    for name, table in (("text_to_clip", cosines.T), ("clip_to_text", cosines)):
+    for name, table in zip(WAYS, (cosines.T, cosines), strict=True):
         order = table.argsort(dim=1, descending=True)
-        for k in (1, 5):
+        for k in RANKS:
             out[f"{name}/R@{k}"] = float((order[:, :k] == own[:, None]).any(1).float().mean())
         for asked, got in zip(own.tolist(), order[:, 0].tolist(), strict=True):
             if asked != got:
                 for facet, differs in _differences(scenes[asked], scenes[got]).items():
                     wrong[facet].append(differs)
-    out |= {f"confused/{facet}": float(np.mean(values)) for facet, values in wrong.items()}
-    return out | {"chance": 1.0 / len(cosines)}
+    return out | {f"confused/{facet}": float(np.mean(values)) for facet, values in wrong.items()}
+
+
+def sheet(cosines: Tensor, clips: Tensor, texts: Sequence[str], rows: int = 12) -> np.ndarray:
+    """The first `rows` texts, each above the clip that it finds; where that is another's, the caption of that one, too."""
+    nearest = cosines.argmax(0)[:rows].tolist()
+    titles = [texts[asked] if i == asked else f"{texts[asked]} Found: {texts[i]}" for asked, i in enumerate(nearest)]
+    return contact_sheet([clips[i].numpy() for i in nearest], titles)
 
 
 def _differences(asked: Mapping[str, Any], got: Mapping[str, Any]) -> dict[str, bool]:
     """Facet -> whether two scenes differ in it."""
-    out = {"event": asked.get("kind") != got.get("kind"), "direction": asked.get("direction") != got.get("direction")}
+    out = {facet: asked.get(key) != got.get(key) for facet, key in FACETS.items()}
     things = [list(scene.get("objects") or scene.get("strokes") or []) for scene in (asked, got)]
     for facet, key in (("colour", "color"), ("shape", "shape"), ("size", "size")):
         out[facet] = [one.get(key) for one in things[0]] != [one.get(key) for one in things[1]]

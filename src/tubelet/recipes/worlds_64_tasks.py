@@ -1,4 +1,4 @@
-"""worlds-64-tasks: the second half of the shipped system's training. The same films, a part of them with some cells known.
+"""worlds-64-tasks: the second part of the shipped system's training. The same films, a part of them with some cells known.
 
 Paper: the Sora report (2024), "Prompting with images and videos"; the masks of VDT (Lu et al. 2023, section 3.3).
 Command: tubelet train worlds-64-tasks

@@ -38,31 +38,41 @@ _KEY = re.compile(r"vs-[A-Za-z0-9_-]{43}")
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. `owner` is the id of the key or "local"; `rpm` and `queued` are limits, None for none."""
+    """Who asks. `owner` is the id of the key or "local"; `rpm`, `queued` and `daily` are limits, None for none."""
 
     owner: str
     scopes: frozenset[str]
     rpm: int | None = None
     queued: int | None = None
+    daily: float | None = None
 
 
 def issue(
-    jobs: Jobs, name: str, scopes: Sequence[str] = ("read", "create"), *, rpm: int = REQUESTS_PER_MINUTE, queued: int = QUEUED
+    jobs: Jobs,
+    name: str,
+    scopes: Sequence[str] = ("read", "create"),
+    *,
+    rpm: int = REQUESTS_PER_MINUTE,
+    queued: int = QUEUED,
+    daily: float | None = None,
 ) -> tuple[str, str]:
     """A new key: its id, and the key itself, which is stored nowhere and cannot be shown again.
 
-    `rpm`: requests that change something, per minute; `queued`: jobs of this key that may wait or run. Raises UserError on an
-    unknown scope or a limit below 1.
+    `rpm`: requests that change something, per minute; `queued`: jobs of this key that may wait or run; `daily`: seconds of film
+    that it may ask for each day, None for any. Raises UserError on an unknown scope or a limit below 1.
     """
     unknown = sorted(set(scopes) - set(SCOPES))
     if unknown or not scopes:
         raise UserError(f"a key may {', '.join(SCOPES)}, not {unknown[0] if unknown else 'nothing'!r}; choose among them")
-    if rpm < 1 or queued < 1:
-        raise UserError(f"limits of a key are at least 1, got {rpm} requests and {queued} jobs; raise them")
+    if rpm < 1 or queued < 1 or (daily is not None and not daily >= 1):
+        raise UserError(
+            f"limits of a key are at least 1, got {rpm} requests, {queued} jobs and {daily} seconds a day; raise them"
+        )
     secret = f"vs-{secrets.token_urlsafe(32)}"
     digest = _digest(secret)
     id = _id(digest)
-    facts = {"id": id, "name": name, "hash": digest, "scopes": sorted(set(scopes)), "rpm": rpm, "queued": queued}
+    limits = {"rpm": rpm, "queued": queued, "daily": daily}
+    facts = {"id": id, "name": name, "hash": digest, "scopes": sorted(set(scopes)), **limits}
     jobs.put(KEYS, id, id, {**facts, "created_at": time.time()})
     return id, secret
 
@@ -85,7 +95,7 @@ def caller_of(jobs: Jobs, secret: str) -> Caller | None:
     found = jobs.find(KEYS, _id(digest), None)
     if found is None or not hmac.compare_digest(str(found.get("hash", "")), digest):
         return None
-    return Caller(str(found["id"]), frozenset(found["scopes"]), int(found["rpm"]), int(found["queued"]))
+    return Caller(str(found["id"]), frozenset(found["scopes"]), int(found["rpm"]), int(found["queued"]), found.get("daily"))
 
 
 def _digest(secret: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tubelet.core.errors import UserError
 from tubelet.core.files import read_json
@@ -94,6 +95,27 @@ def check_binding(host: str, keys: bool) -> None:
 
 
 @dataclass(frozen=True)
+class Moderation:
+    """An endpoint like OpenAI's `/v1/moderations`, which is asked about the words of every request. Raises UserError."""
+
+    url: str
+    """Its base, such as http://127.0.0.1:9000/v1."""
+    key: str = field(default="", repr=False)
+    model: str = ""
+    """Empty: the endpoint's own."""
+    lenient: bool = False
+    """Let requests through while it does not answer; otherwise they are refused meanwhile."""
+    patience: float = 5.0
+    """Seconds that it may take."""
+
+    def __post_init__(self) -> None:
+        if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
+            raise UserError(f"the moderation endpoint must be an http or https address, got {self.url!r}; correct it")
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise UserError("the moderation endpoint's key must be plain printable characters; copy it again")
+
+
+@dataclass(frozen=True)
 class ServeConfig:
     """Settings of the API process. Raises UserError when they contradict each other.
 
@@ -121,6 +143,8 @@ class ServeConfig:
     """Fetch `image_url` from the internet. Data URLs and uploaded files work without."""
     webhooks_to_loopback: bool = False
     """Let webhooks go to http addresses on this machine: for trying them out."""
+    moderation: Moderation | None = None
+    """Who is asked whether words may become a film; None: nobody."""
     ttl: float | None = None
     """Seconds that a finished film is kept; None: until it is deleted."""
     certificate: Path | None = None

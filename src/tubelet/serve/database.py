@@ -7,6 +7,7 @@ its turn at the start and never finds in the middle that it has read something o
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
 import threading
 import time
@@ -34,7 +35,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from tubelet.core.errors import UserError
 from tubelet.serve.records import StorageFull
-from tubelet.serve.tables import NUMBERS, STEPS
+from tubelet.serve.tables import NUMBERS, SCHEMA, STEPS, make_tables
 
 PATIENCE = 10.0
 """Seconds to wait for another writer."""
@@ -145,16 +146,20 @@ class Database:
     def _migrate(self) -> None:
         with self._engine.connect() as connection:
             version = _version(connection)
-        if version < len(STEPS):
-            with self._writer.begin() as connection:
+        if version < SCHEMA:
+            with self._writer.begin() as connection:  # all of it or, whatever ends this process, nothing
                 if connection.dialect.name == "postgresql":
                     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
-                for step in STEPS[_version(connection) :]:
-                    step(connection)
-                connection.execute(update(NUMBERS).where(NUMBERS.c.name == "schema").values(value=len(STEPS)))
-        if version > len(STEPS):
+                version = _version(connection)  # another process may have been here meanwhile
+                if version == 0:
+                    make_tables(connection)
+                elif version < SCHEMA:
+                    for statement in itertools.chain.from_iterable(STEPS[version - 1 :]):
+                        connection.exec_driver_sql(statement)
+                    connection.execute(update(NUMBERS).where(NUMBERS.c.name == "schema").values(value=SCHEMA))
+        if version > SCHEMA:
             raise UserError(
-                f"the database {self.place} was written by a newer tubelet (schema {version}, this one knows {len(STEPS)}); "
+                f"the database {self.place} was written by a newer tubelet (schema {version}, this one knows {SCHEMA}); "
                 "update tubelet or choose another folder"
             )
 

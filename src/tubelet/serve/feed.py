@@ -58,8 +58,10 @@ class Feed:
                 log_failure("feed", error)
             if len(events) < BATCH:
                 self._asked.clear()
+                # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._asked.wait(), self.poll if self.listeners else IDLE)
+                    async with asyncio.timeout(self.poll if self.listeners else IDLE):
+                        await self._asked.wait()
 
     def nudge(self) -> None:
         """Look now."""
@@ -82,7 +84,8 @@ class Feed:
             return False
         changed = self._changed
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(changed.wait(), patience)
+            async with asyncio.timeout(patience):
+                await changed.wait()
         return self.latest > mark
 
     @contextlib.contextmanager

@@ -9,7 +9,7 @@ import secrets
 import string
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote_to_bytes
 
 from tubelet.serve.auth import Caller
@@ -20,6 +20,9 @@ from tubelet.serve.requests import Upload
 from tubelet.serve.schemas import FileReference, VideoReference
 from tubelet.serve.service import Service
 from tubelet.serve.view import length_of, size_of
+
+if TYPE_CHECKING:
+    from tubelet.serve.intake import Want
 
 LARGEST_FETCH = 20 * 2**20
 FILES = "file"
@@ -61,19 +64,19 @@ class Taken:
         return entry if self.credentials is None else {**entry, "credentials": self.credentials}
 
 
-async def take_upload(room: Service, upload: Upload, param: str, want: Literal["image", "video", "any"]) -> Taken:
+async def take_upload(room: Service, upload: Upload, param: str, want: Want) -> Taken:
     """Take in a file that came with the request. Raises ApiError when it is none that can be used."""
     if upload.bytes > room.config.media_limit:
         raise ApiError(413, f"'{param}' is larger than {room.config.media_limit} bytes.", code="file_too_large", param=param)
     return await take_bytes(room, await room.read(upload.read), param, want)
 
 
-async def take_bytes(room: Service, data: bytes, param: str, want: Literal["image", "video", "any"]) -> Taken:
+async def take_bytes(room: Service, data: bytes, param: str, want: Want) -> Taken:
     """Take in the bytes of a picture or a clip: decoded in a child process, stripped, kept. Raises ApiError."""
     return await room.decode(_admitted, room, data, param, want)
 
 
-def _admitted(room: Service, data: bytes, param: str, want: Literal["image", "video", "any"]) -> Taken:
+def _admitted(room: Service, data: bytes, param: str, want: Want) -> Taken:
     from tubelet.serve import intake
 
     try:
@@ -114,6 +117,15 @@ async def take_picture(room: Service, caller: Caller, reference: Upload | FileRe
     if reference.file_id is not None:
         return await take_file(room, caller, reference.file_id, param, "image")
     return await take_bytes(room, await _addressed(room, reference.image_url or "", param), param, "image")
+
+
+async def take_mask(room: Service, caller: Caller, reference: Upload | FileReference, param: str) -> Taken:
+    """A mask: a picture that is transparent where another one is to be made anew. Raises ApiError."""
+    if isinstance(reference, Upload):
+        return await take_upload(room, reference, param, "mask")
+    if reference.file_id is not None:
+        raise invalid("Files are kept without transparency; send the mask itself, or a data URL.", param)
+    return await take_bytes(room, await _addressed(room, reference.image_url or "", param), param, "mask")
 
 
 async def _addressed(room: Service, url: str, param: str) -> bytes:

@@ -2,7 +2,8 @@
 
 What is let in: PNG, JPEG, WebP; MP4, MOV, WebM with H.264, H.265, VP8, VP9 or AV1. What comes out: an upright PNG without
 alpha, or an upright H.264 mp4 of constant rate and even sides without sound; no metadata, but C2PA credentials are handed on
-beside it. Decoders run in a child process (`confine`), and what a decoder says of a file is never shown to anyone.
+beside it. Of a mask comes out what its alpha says: white where a picture stays, black where it is to be made anew. Decoders
+run in a child process (`confine`), and what a decoder says of a file is never shown to anyone.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Kind = Literal["image", "video"]
+Want = Literal["image", "video", "any", "mask"]
+"""What a file must be."""
 
 _MESSAGES = {
     "unsupported_media": "This kind of file is not accepted; send a PNG, JPEG or WebP picture, or an MP4, MOV or WebM clip.",
     "too_large": "The picture or clip is too large; send a smaller one.",
     "too_long": "The clip is too long; send a shorter one.",
     "unreadable_media": "The file is damaged or cannot be read; export it again.",
+    "no_transparency": "No part of the mask is transparent; send one that is so where the picture is to be changed.",
     "timeout": "The file takes too long to read; send a smaller or shorter one.",
 }
 CODES: tuple[str, ...] = tuple(_MESSAGES)
@@ -100,14 +104,15 @@ def sniff(head: bytes) -> str | None:
     return None
 
 
-def admit(data: bytes, limits: Limits = Limits(), *, want: Literal["image", "video", "any"] = "any") -> Admitted:
+def admit(data: bytes, limits: Limits = Limits(), *, want: Want = "any") -> Admitted:
     """Check a file somebody sent, and write it anew. Takes up to `limits.wall` seconds: call it off the event loop.
 
-    Raises Refused with unsupported_media, too_large, too_long, unreadable_media or timeout; StorageFull when there is no room
-    for temporary files.
+    Raises Refused with unsupported_media, too_large, too_long, unreadable_media or timeout, a mask with no_transparency, too;
+    StorageFull when there is no room for temporary files.
     """
-    media = _checked_type(data, limits, want)
-    header, parts = _call({"task": "admit", "media": media, "limits": asdict(limits)}, data, limits)
+    media = _checked_type(data, limits, "image" if want == "mask" else want)
+    task = "mask" if want == "mask" else "admit"
+    header, parts = _call({"task": task, "media": media, "limits": asdict(limits)}, data, limits)
     height, width = header["size"]
     return Admitted(
         data=parts[0],
@@ -175,21 +180,21 @@ def _prepare(request: dict[str, Any]) -> None:
     for kind in ("PNG", "JPEG", "WEBP"):
         picture = io.BytesIO()
         Image.new("RGB", (8, 8)).save(picture, kind, icc_profile=profile, exif=Image.Exif())
-        _work_on_picture(picture, f"image/{kind.lower()}", limits, luma=False)
+        _work_on_picture(picture, f"image/{kind.lower()}", limits, "admit")
 
 
 def _work(request: dict[str, Any], file: BinaryIO) -> tuple[dict[str, Any], Sequence[bytes]]:
     limits = Limits(**request["limits"])
-    media, luma = request["media"], request["task"] == "luma"
+    media, task = request["media"], request["task"]
     try:
         if media.startswith("image/"):
-            return _work_on_picture(file, media, limits, luma=luma)
-        return _work_on_clip(file, media, limits, luma=luma)
+            return _work_on_picture(file, media, limits, task)
+        return _work_on_clip(file, media, limits, luma=task == "luma")
     except Refused as refused:
         return {"refused": refused.code}, ()
 
 
-def _work_on_picture(file: BinaryIO, media: str, limits: Limits, *, luma: bool) -> tuple[dict[str, Any], Sequence[bytes]]:
+def _work_on_picture(file: BinaryIO, media: str, limits: Limits, task: str) -> tuple[dict[str, Any], Sequence[bytes]]:
     import struct
 
     import numpy as np
@@ -204,11 +209,11 @@ def _work_on_picture(file: BinaryIO, media: str, limits: Limits, *, luma: bool) 
             if max(opened.size) > limits.picture_side or opened.width * opened.height > limits.picture_pixels:
                 raise Refused("too_large")
             opened.load()
-            picture = _flat(opened)
+            picture = _kept(opened) if task == "mask" else _flat(opened)
     except (UnidentifiedImageError, struct.error, *_BROKEN):
         raise Refused("unreadable_media") from None
     size = (picture.height, picture.width)
-    if luma:
+    if task == "luma":
         return {"size": size}, (np.asarray(picture.convert("L"), np.float32).tobytes(),)
     written = io.BytesIO()
     picture.save(written, format="PNG", compress_level=1)
@@ -252,6 +257,18 @@ def _flat(image: Image.Image) -> Image.Image:
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             pass  # a broken profile is as good as none
     return flat.convert("RGB")
+
+
+def _kept(image: Image.Image) -> Image.Image:
+    """Upright RGB of a mask: white where it is opaque, black where it is mostly transparent."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    opaque = np.asarray(upright.convert("RGBA").getchannel("A")) >= 128  # (H, W)
+    if opaque.all():
+        raise Refused("no_transparency")
+    return Image.fromarray(opaque.astype(np.uint8) * 255).convert("RGB")
 
 
 def _fitting(written: io.BytesIO, limits: Limits) -> bytes:

@@ -24,7 +24,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 from tubelet.serve.changes import CANCELLED, change_job, end_job, held_row, ran_out, record, requeue, take_back, tell
 from tubelet.serve.database import Database
 from tubelet.serve.records import Asset, Claim, Job, KeyConflict, Page, QueueFull, Signal
-from tubelet.serve.rows import SELECT, created_at, find_job, job_of, lock_events, new_id, next_sequence, text_of
+from tubelet.serve.rows import SELECT, created_at, find_job, job_of, lock_events, new_id, next_sequence, positions, text_of
 from tubelet.serve.tables import DOCUMENTS, EVENTS, JOBS, NUMBERS, WORKERS
 
 KEPT = 86400.0
@@ -121,7 +121,7 @@ class Jobs:
         LookupError when `after` is unknown.
         """
         columns = (JOBS.c.created_at, JOBS.c.id)
-        query = SELECT.where(JOBS.c.kind == kind).limit(limit + 1)
+        query = select(JOBS).where(JOBS.c.kind == kind).limit(limit + 1)
         query = query.order_by(*(column.desc() if order == "desc" else column.asc() for column in columns))
         if owner is not None:
             query = query.where(JOBS.c.owner == owner)
@@ -130,7 +130,9 @@ class Jobs:
                 cursor = sa.tuple_(sa.literal(created_at(db, after, owner), sa.Double), sa.literal(after, sa.Text))
                 query = query.where(sa.tuple_(*columns) < cursor if order == "desc" else sa.tuple_(*columns) > cursor)
             rows = db.execute(query).all()
-        return Page(tuple(job_of(row) for row in rows[:limit]), len(rows) > limit)
+            shown = rows[:limit]
+            position = positions(db, shown)
+        return Page(tuple(job_of(row, position.get(row.id)) for row in shown), len(rows) > limit)
 
     def cancel(self, id: str, owner: str | None) -> Job | None:
         """Stop a job. A queued one has failed at once, code "cancelled"; a running one is told with its next heartbeat; a
@@ -398,7 +400,7 @@ def _known(
             raise KeyConflict("this idempotency key came with another request before")
     elif fingerprint is not None and since is not None:
         row = db.execute(newest.where(JOBS.c.fingerprint == fingerprint, JOBS.c.created_at >= since)).first()
-    return None if row is None else job_of(row)
+    return None if row is None else job_of(row, row.position)
 
 
 def _refuse_over(db: Connection, kind: str, owner: str, cap: int | None, own_cap: int | None) -> None:

@@ -17,9 +17,12 @@ from pydantic.json_schema import models_json_schema
 
 from tubelet import __version__
 from tubelet.serve import schemas
+from tubelet.serve.requests import Upload
 
 _REF = "#/components/schemas/{model}"
 _TITLE = "tubelet"
+_UNASKED = (schemas.Asked, schemas.Making, schemas.Depicting, schemas.Described)
+"""What bodies have in common; no operation takes it."""
 _SAID = "Films from words, pictures and films, on the wire that Sora's clients speak."
 
 
@@ -29,9 +32,11 @@ def operations(kind: str) -> APIRouter:
 
 
 def takes(model: type[BaseModel]) -> dict[str, Any]:
-    """For a route's `openapi_extra`: its body is `model`, as JSON or as a form."""
+    """For a route's `openapi_extra`: its body is `model`, as JSON or as a form; as a form only when it must hold a file."""
     schema = {"schema": {"$ref": _REF.format(model=model.__name__)}}
-    return {"requestBody": {"required": True, "content": {"application/json": schema, "multipart/form-data": schema}}}
+    file = any(field.annotation is Upload for field in model.model_fields.values())
+    kinds = ("multipart/form-data",) if file else ("application/json", "multipart/form-data")
+    return {"requestBody": {"required": True, "content": dict.fromkeys(kinds, schema)}}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -40,7 +45,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     bodies = [
         kind
         for kind in vars(schemas).values()
-        if isinstance(kind, type) and issubclass(kind, schemas.Asked) and kind not in (schemas.Asked, schemas.Making)
+        if isinstance(kind, type) and issubclass(kind, schemas.Asked) and kind not in _UNASKED
     ]
     _, asked = models_json_schema([(kind, "validation") for kind in [*bodies, schemas.Error]], ref_template=_REF)
     components = spec.setdefault("components", {}).setdefault("schemas", {})

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from torch import Tensor
 from tubelet import __version__
 from tubelet.core.errors import UserError
 from tubelet.core.files import read_json, write_json
-from tubelet.core.types import Video
+from tubelet.core.types import Condition, Video
 from tubelet.generate.clip import Clip, metadata_of
 from tubelet.generate.engine import GREATEST_SEED, Progress
 from tubelet.generate.journal import recorded
@@ -37,6 +37,7 @@ from tubelet.generate.system import Rolling, Shot, System
 from tubelet.media import encode
 from tubelet.media.decode import probe, stream
 from tubelet.serve.records import StorageFull
+from tubelet.text.base import TextEncoder
 from tubelet.text.expand import Expander, Expansion
 
 Size = tuple[int, int]
@@ -51,6 +52,10 @@ GREATEST_BYTES = 2 << 30  # of one film's frames at the asked size, which the en
 MARKED_BYTES = 512 << 20  # of frames that are marked together: a mark needs a second copy of them
 STRENGTH = 0.6
 """How much of a clip is made anew when an edit does not say."""
+VARIATION = "a variation"
+"""What stands for the words of a picture that was made from another one and no words."""
+MOSTLY = 0.98
+"""Value, from -1 to 1, from which on a pixel of a mask that was made smaller counts as white."""
 SHEET_FRAMES, SHEET_SIDE = 16, 160
 THUMBNAIL_SIDE = 640
 PREVIEW_FRAMES = 8
@@ -115,6 +120,7 @@ class Rendered:
     """What was made: `clips` on the system's grid (several only for pictures), and `result`, what a job says of it.
 
     `fresh` are the first clip's frames that the file takes from it; `before` and `after` are clips that stand around them.
+    `around` is a picture and its mask: where the mask is white, every picture that was made shows that one.
     """
 
     clips: tuple[Clip, ...]
@@ -124,6 +130,7 @@ class Rendered:
     before: Path | None = None
     after: Path | None = None
     format: str = "mp4"
+    around: tuple[Path, Path] | None = None
 
     def write(self, folder: Path, mark: Mark | None = None, step: Callable[[], None] = lambda: None) -> tuple[Made, ...]:
         """Write all files into `folder`; the same bytes every time. `step` is called between frames and may raise to stop.
@@ -170,6 +177,9 @@ class Rendered:
 
     def _picture(self, clip: Clip, path: Path, mark: Mark | None) -> Made:
         picture = _resized(clip.video.to_uint8()[0, 0], self.canvas.asked)
+        if self.around is not None:
+            known, stays = (next(self.canvas.frames(file, clip.video.fps)) for file in self.around)
+            picture = np.where(stays > 127, known, picture)  # (*asked, 3)
         picture = picture if mark is None else mark(picture[None])[0]
         said = metadata_of(clip.settings)
         if self.format == "jpeg":
@@ -468,20 +478,28 @@ class _Job:
         source = self._file("reference") or self._file("video")
         canvas = self._canvas(source)
         self._check(canvas, count)
-        system = self._watched()
+        system, format = self._watched(), self.request.get("format") or "png"
         if source is None:
             more = {"size": canvas.grid, "frames": 1, "batch": 1 if self.lean else 8}
             clips = system.generate_batch([self._words] * count, seeds, **more, **self._settings())
-        else:
-            film, _ = canvas.video(source, self.system.config.fps, first=1)
-            clips = []
-            for number, seed in enumerate(seeds):
+            return self._rendered(canvas, clips, 1, format=format)
+        film, mask, words = canvas.video(source, self.system.config.fps, first=1)[0], self._file("mask"), self._words
+        if not words:
+            words, system = VARIATION, replace(system, engine=replace(system.engine, text=cast(Any, _Wordless(system.text))))
+        # A cell of the grid is made anew where any of its pixels is; around a picture of another shape everything is.
+        stays = None if mask is None else canvas.video(mask, self.system.config.fps, first=1)[0].pixels[0].amin(0)  # (1, *grid)
+        clips = []
+        for number, seed in enumerate(seeds):
 
-                def stepped(done: int, steps: int, before: int = number) -> None:
-                    self.on_step(before * steps + done, count * steps)
+            def stepped(done: int, steps: int, before: int = number) -> None:
+                self.on_step(before * steps + done, count * steps)
 
-                clips.append(system.edit(film, self._words, self._strength, seed, **self._settings(stepped)))
-        return self._rendered(canvas, clips, 1, format=self.request.get("format") or "png")
+            settings = self._settings(stepped)
+            if stays is None:
+                clips.append(system.edit(film, words, self._strength, seed, **settings))
+            else:
+                clips.append(system.inpaint(film, (stays < MOSTLY).float(), words, seed, **settings))
+        return self._rendered(canvas, clips, 1, format=format, around=None if mask is None else (source, mask))
 
     # The end.
 
@@ -500,6 +518,7 @@ class _Job:
         before: Path | None = None,
         after: Path | None = None,
         format: str = "mp4",
+        around: tuple[Path, Path] | None = None,
     ) -> Rendered:
         clips = (clips,) if isinstance(clips, Clip) else tuple(clips)
         if format != "mp4" and format not in IMAGE_MEDIA:
@@ -525,7 +544,7 @@ class _Job:
         if self.request.get("characters"):
             # Said rather than passed over: nothing of a character but its name in the words reaches the network.
             result["unused"] = ["characters"]
-        return Rendered(clips, canvas, result, fresh or slice(0, frames), before, after, format)
+        return Rendered(clips, canvas, result, fresh or slice(0, frames), before, after, format, around)
 
 
 def sheet(frames: int, size: Size) -> dict[str, Any]:
@@ -558,6 +577,16 @@ class _Remembered:
                     write_json(self._path, self._kept)
         text, source = self._kept[prompt]
         return Expansion(prompt, text, source)
+
+
+class _Wordless:
+    """A text encoder that reads nothing into any words: what guidance steers away from is all that the network is told."""
+
+    def __init__(self, text: TextEncoder) -> None:
+        self.null = text.null
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        return self.null(len(prompts))
 
 
 class _Previews:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import string
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, case, func, null, select, update
@@ -28,7 +29,7 @@ _POSITION = case(
 ).label("position")
 
 SELECT = select(JOBS, _POSITION)
-"""Whole jobs, and "position", their place in the queue, 1 is next; `job_of` reads its rows."""
+"""Whole jobs, and "position", their place in the queue, 1 is next."""
 
 
 def new_id(kind: str, now: float) -> str:
@@ -48,8 +49,19 @@ def text_of(value: Any) -> str:
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
-def job_of(row: Row[Any]) -> Job:
-    """The job in a row of `SELECT`."""
+def positions(db: Connection, rows: Sequence[Row[Any]]) -> dict[str, int]:
+    """Id -> position, for the queued among rows of the table: counted for all at once, where `SELECT` counts each."""
+    queued = {row.place: row.id for row in rows if row.state == "queued"}
+    if not queued:
+        return {}
+    waiting, first, last = JOBS.c.state == "queued", min(queued), max(queued)
+    ahead = db.execute(select(func.count()).select_from(JOBS).where(waiting, JOBS.c.place < first)).scalar_one()
+    between = select(JOBS.c.place).where(waiting, JOBS.c.place.between(first, last)).order_by(JOBS.c.place)
+    return {queued[place]: number for number, place in enumerate(db.scalars(between), ahead + 1) if place in queued}
+
+
+def job_of(row: Row[Any], position: int | None) -> Job:
+    """The job in a row of the table."""
     return Job(
         id=row.id,
         owner=row.owner,
@@ -66,7 +78,7 @@ def job_of(row: Row[Any]) -> Job:
         result=json.loads(row.result),
         parent=row.parent,
         cancelled=row.cancelled,
-        position=row.position,
+        position=position,
     )
 
 
@@ -76,7 +88,7 @@ def find_job(db: Connection, id: str, owner: str | None, *, lock: bool = False) 
     if owner is not None:
         query = query.where(JOBS.c.owner == owner)
     row = db.execute(query.with_for_update() if lock else query).first()
-    return None if row is None else job_of(row)
+    return None if row is None else job_of(row, row.position)
 
 
 def created_at(db: Connection, id: str, owner: str | None) -> float:
@@ -97,6 +109,5 @@ def lock_events(db: Connection) -> None:
 
 def next_sequence(db: Connection) -> int:
     """The sequence of a new event. The counter stays taken until the transaction ends; undone, it leaves no gap."""
-    counter = NUMBERS.c.name == "events"
-    db.execute(update(NUMBERS).where(counter).values(value=NUMBERS.c.value + 1))
-    return db.execute(select(NUMBERS.c.value).where(counter)).scalar_one()
+    counted = update(NUMBERS).where(NUMBERS.c.name == "events").values(value=NUMBERS.c.value + 1)
+    return db.execute(counted.returning(NUMBERS.c.value)).scalar_one()

@@ -104,18 +104,33 @@ Seconds = Annotated[
     float,
     BeforeValidator(_seconds),
     WithJsonSchema(
-        {"anyOf": [{"type": "string"}, {"type": "number"}], "description": f"Above 0 to {LONGEST_FILM:g}.", "examples": ["4"]}
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^[0-9]{1,3}(\.[0-9]{1,6})?$"},
+                {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_FILM},
+            ],
+            "description": f"Above 0 to {LONGEST_FILM:g}.",
+            "examples": ["4"],
+        }
     ),
 ]
-_SIZE = {"type": "string", "pattern": r"^\d+x\d+$", "description": "WIDTHxHEIGHT in pixels.", "examples": ["1280x720"]}
+_SIZE = {
+    "type": "string",
+    "pattern": r"^[1-9][0-9]{1,3}x[1-9][0-9]{1,3}$",
+    "description": "WIDTHxHEIGHT in pixels.",
+    "examples": ["1280x720"],
+}
 Size = Annotated[tuple[int, int], BeforeValidator(_size), WithJsonSchema(_SIZE)]
-_IMAGE_SIZE = _SIZE | {"pattern": r"^(\d+x\d+|auto)$"}
+_IMAGE_SIZE = _SIZE | {"pattern": r"^([1-9][0-9]{1,3}x[1-9][0-9]{1,3}|auto)$"}
 ImageSize = Annotated[tuple[int, int] | None, BeforeValidator(_image_size), WithJsonSchema(_IMAGE_SIZE)]
 Seed = Annotated[int, Field(ge=0, le=GREATEST_SEED), BeforeValidator(_whole)]
 Steps = Annotated[int, Field(ge=1, le=1000), BeforeValidator(_whole)]
 Frames = Annotated[int, Field(ge=1, le=MOST_FRAMES), BeforeValidator(_whole)]
 Place = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_whole)]
 Pictures = Annotated[int, Field(ge=1, le=10), BeforeValidator(_whole)]
+Partials = Annotated[int, Field(ge=0, le=3), BeforeValidator(_whole)]
+Percent = Annotated[int, Field(ge=0, le=100), BeforeValidator(_whole)]
+ImageFormat = Literal["png", "webp", "jpeg"]
 Guidance = Annotated[float, Field(ge=0, le=30)]
 Strength = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, AfterValidator(clean_text), Field(min_length=1, max_length=200)]
@@ -160,9 +175,20 @@ def _reference(kind: type[Asked], said: str) -> BeforeValidator:
     return BeforeValidator(read)
 
 
+def _only(value: Any) -> Any:
+    """Of a list its one entry: clients may send several pictures."""
+    value = _from_text(value)
+    if not isinstance(value, list):
+        return value
+    if len(value) != 1:
+        raise _wrong("invalid_value", "One picture is worked on at a time; send one.")
+    return value[0]
+
+
 Picture = Annotated[
     Upload | FileReference, _reference(FileReference, "It must be a file, or an object with either file_id or image_url.")
 ]
+OnePicture = Annotated[Picture, BeforeValidator(_only)]
 Film = Annotated[
     Upload | VideoReference, _reference(VideoReference, "It must be a file, or an object with either id or file_id.")
 ]
@@ -250,24 +276,58 @@ class PauseQueue(Asked):
     paused: bool
 
 
-class ImageCreate(Asked):
-    """Pictures from words: films of one frame."""
+_UNUSED = "Accepted and not used."
 
-    prompt: Prompt
+
+class Depicting(Asked):
+    """What every picture can be asked for."""
+
     model: str | None = Field(default=None, max_length=100)
     n: Pictures = 1
     size: ImageSize = Field(default=None)
-    output_format: Literal["png", "webp", "jpeg"] = "png"
+    output_format: ImageFormat = "png"
     response_format: Literal["b64_json"] = "b64_json"
     background: Literal["auto", "opaque"] = "auto"
     seed: Seed | None = None
     steps: Steps | None = None
     guidance: Guidance | None = None
+    output_compression: Percent | None = Field(default=None, description=_UNUSED)
+    quality: str | None = Field(default=None, max_length=32, description=_UNUSED)
+    safety_identifier: str | None = Field(default=None, max_length=512, description=_UNUSED)
+    user: str | None = Field(default=None, max_length=512, description=_UNUSED)
+
+
+class Described(Depicting):
+    """What every picture from words can be asked for."""
+
+    prompt: Prompt
     expand: bool = True
-    quality: str | None = Field(default=None, max_length=32, description="Accepted and not used.")
-    moderation: str | None = Field(default=None, max_length=32, description="Accepted and not used.")
-    user: str | None = Field(default=None, max_length=512, description="Accepted and not used.")
-    stream: Literal[False] = Field(default=False, description="Pictures come whole.")
+    stream: bool = Field(default=False, description="Answer with server-sent events; one picture at a time.")
+    partial_images: Partials | None = Field(
+        default=None, description="With `stream`: at most so many looks at the picture before it is done."
+    )
+
+
+class ImageCreate(Described):
+    """Pictures from words: films of one frame."""
+
+    moderation: str | None = Field(default=None, max_length=32, description=_UNUSED)
+
+
+class ImageEdit(Described):
+    """A picture changed by words: where the mask is transparent, or all over."""
+
+    image: OnePicture
+    mask: Picture | None = Field(default=None, description="As large as the picture; transparent where that is made anew.")
+    strength: Strength | None = Field(default=None, description="Without a mask: how much is made anew; 1: all of it.")
+    input_fidelity: str | None = Field(default=None, max_length=32, description=_UNUSED)
+
+
+class ImageVariation(Depicting):
+    """Pictures like a picture."""
+
+    image: OnePicture
+    strength: Strength | None = Field(default=None, description="How much is made anew; 1: all of it.")
 
 
 class FileCreate(Asked):
@@ -432,8 +492,50 @@ class Images(Answer):
     created: int
     data: list[Image]
     background: Literal["opaque"] = "opaque"
-    output_format: Literal["png", "webp", "jpeg"]
+    output_format: ImageFormat
     size: str | None = None
+    seed: int | None = None
+
+
+class ImageTokensDetails(Answer):
+    """Nothing here is counted in tokens."""
+
+    image_tokens: Literal[0] = 0
+    text_tokens: Literal[0] = 0
+
+
+class ImageTokens(Answer):
+    """Nothing here is counted in tokens; clients ask for the figures."""
+
+    input_tokens: Literal[0] = 0
+    input_tokens_details: ImageTokensDetails = ImageTokensDetails()
+    output_tokens: Literal[0] = 0
+    total_tokens: Literal[0] = 0
+
+
+class _ImageSeen(Answer):
+    b64_json: str
+    background: Literal["opaque"] = "opaque"
+    created_at: int
+    quality: Literal["auto"] = "auto"
+    size: str
+
+
+class PartialImage(_ImageSeen):
+    """An event of a stream: what a picture looks like so far."""
+
+    type: Literal["image_generation.partial_image", "image_edit.partial_image"]
+    output_format: Literal["jpeg"] = "jpeg"
+    partial_image_index: int
+
+
+class CompletedImage(_ImageSeen):
+    """An event of a stream: the picture."""
+
+    type: Literal["image_generation.completed", "image_edit.completed"]
+    output_format: ImageFormat
+    usage: ImageTokens = ImageTokens()
+    revised_prompt: str | None = None
     seed: int | None = None
 
 

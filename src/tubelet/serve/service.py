@@ -67,6 +67,8 @@ class Service:
     writers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8), repr=False)
     decoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4), repr=False)
     """Threads for uploads, apart from the others, so that decoding never holds up a poll."""
+    askers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(32), repr=False)
+    """Threads that wait for another server."""
     wipes: threading.Lock = field(default_factory=threading.Lock, repr=False)
     underway: dict[str, Turn] = field(default_factory=dict, repr=False)
     outbox_changed: Callable[[], None] = field(default=lambda: None, repr=False)
@@ -94,6 +96,10 @@ class Service:
     async def decode(self, work: Callable[..., T], *args: Any, **more: Any) -> T:
         """Run a call that takes an upload apart in a thread."""
         return await anyio.to_thread.run_sync(functools.partial(work, *args, **more), limiter=self.decoders)
+
+    async def ask(self, work: Callable[..., T], *args: Any) -> T:
+        """Run a call that waits for another server in a thread."""
+        return await anyio.to_thread.run_sync(functools.partial(work, *args), limiter=self.askers)
 
     @functools.cached_property
     def signer(self) -> Signer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -13,9 +14,12 @@ from pydantic import ValidationError
 
 from tubelet.serve.auth import Caller
 from tubelet.serve.config import SystemFacts
-from tubelet.serve.errors import invalid, of_validation
+from tubelet.serve.errors import ApiError, invalid, of_validation
+from tubelet.serve.guard import ANSWER_HEADERS
 from tubelet.serve.inputs import Taken
-from tubelet.serve.records import Asset, Job, StorageFull
+from tubelet.serve.moderation import refuse_flagged
+from tubelet.serve.quota import charge, exhausted, headers, seconds_of, spent
+from tubelet.serve.records import Asset, Job, QueueFull, StorageFull
 from tubelet.serve.requests import Fields, fingerprint
 from tubelet.serve.schemas import DRAWN_SEEDS, LONGEST_FILM, Asked, Making
 from tubelet.serve.service import EXPLICIT_WINDOW, RETRY_WINDOW, Service, idempotency_key, is_retry
@@ -128,13 +132,18 @@ async def submit(
                 room.metrics.deduped.add()
                 return known
         prepared = await prepare()
+        try:
+            await refuse_flagged(room, prepared.request)
+        except ApiError:
+            await room.write(room.wipe, [asset.id for asset, _ in prepared.kept])
+            raise
         if room.store.free() < room.store.reserve:
             raise StorageFull
-        job, new = await room.write(
-            room.jobs.create,
-            prepared.request,
-            owner=caller.owner,
-            parent=prepared.parent,
+        job, new = await _created(
+            room,
+            request,
+            caller,
+            prepared,
             kind=kind,
             cap=room.config.cap,
             own_cap=caller.queued,
@@ -149,3 +158,29 @@ async def submit(
             with contextlib.suppress(StorageFull, OSError):
                 await room.write(room.keep, prepared.kept)
         return job
+
+
+async def _created(room: Service, request: Request, caller: Caller, prepared: Prepared, **more: Any) -> tuple[Job, bool]:
+    """The job, and whether it is new, within what the key may ask for today. `more` goes to the job store. Raises ApiError."""
+    create = functools.partial(room.jobs.create, prepared.request, owner=caller.owner, parent=prepared.parent)
+    daily, seconds = caller.daily, seconds_of(prepared.request)
+    if daily is None:
+        return await room.write(create, **more)
+    async with room.alone(f"quota {caller.owner}"):
+        left = daily - await room.read(spent, room.jobs, caller.owner)
+        if seconds > left:
+            more["own_cap"] = 0  # the job of an earlier try is still given, no other
+        try:
+            job, new = await room.write(create, **more)
+        except QueueFull:
+            if seconds > left:
+                request.scope[ANSWER_HEADERS].update(headers(daily, left))
+                raise exhausted(daily, left) from None
+            raise
+        if new:
+            # The job is acknowledged: nothing that goes wrong from here on may say otherwise.
+            with contextlib.suppress(StorageFull):
+                await room.write(charge, room.jobs, caller.owner, seconds)
+            left -= seconds
+        request.scope[ANSWER_HEADERS].update(headers(daily, left))
+        return job, new

@@ -1,8 +1,6 @@
-"""The tables of the job store, and the steps that bring an older database up to date. JSON is text, times are unix seconds."""
+"""The tables of the job store, and the steps that bring older ones up to date. JSON is text, times are unix seconds."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from sqlalchemy import BigInteger, Boolean, Column, Connection, Double, Index, Integer, MetaData, Table, Text, insert
 
@@ -43,6 +41,8 @@ JOBS = Table(
     Column("key", Text),
     Column("fingerprint", Text),
     Index("jobs_queue", "state", "place"),
+    Index("jobs_age", "state", "created_at"),
+    Index("jobs_of_owner", "owner", "state"),
     Index("jobs_page", "kind", "created_at", "id"),
     Index("jobs_owner_page", "owner", "kind", "created_at", "id"),
     Index("jobs_key", "owner", "key"),
@@ -83,10 +83,18 @@ DOCUMENTS = Table(
 )
 
 
-def _first(connection: Connection) -> None:
+STEPS: tuple[tuple[str, ...], ...] = (
+    # A full queue says when to come again, how long the oldest has waited and what is a key's own, with 10,000 jobs too.
+    ("CREATE INDEX jobs_age ON jobs (state, created_at)", "CREATE INDEX jobs_of_owner ON jobs (owner, state)"),
+)
+"""What turns tables of schema n + 1 into those of n + 2, statement by statement. A step stays as it was written."""
+
+SCHEMA = 1 + len(STEPS)
+"""The version of the tables above."""
+
+
+def make_tables(connection: Connection) -> None:
+    """Make the tables in an empty database."""
     _METADATA.create_all(connection)
-    connection.execute(insert(NUMBERS), [{"name": name, "value": 0} for name in ("schema", "events", "paused")])
-
-
-STEPS: tuple[Callable[[Connection], None], ...] = (_first,)
-"""Step n turns a database of schema n into schema n + 1; an empty database has schema 0."""
+    numbers = {"schema": SCHEMA, "events": 0, "paused": 0}
+    connection.execute(insert(NUMBERS), [{"name": name, "value": value} for name, value in numbers.items()])

@@ -121,8 +121,10 @@ class Deliveries:
                             task = asyncio.create_task(deliver(document))
                             tasks.add(task)
                             task.add_done_callback(tasks.discard)
+                # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.woken.wait(), LOOK)
+                    async with asyncio.timeout(LOOK):
+                        await self.woken.wait()
         finally:
             for task in tasks:
                 task.cancel()

@@ -198,6 +198,7 @@ class _Attempt:
         self._progress = 0
         self._preview: bytes | None = None
         self._finished = False
+        self._written: dict[str, Path] = {}
         self._shown = next((asset for asset in claim.job.outputs if asset.role == "preview"), None)
         self._moved = time.monotonic()
 
@@ -223,6 +224,7 @@ class _Attempt:
             ttl = self._worker.config.ttl
             expires = None if ttl is None else time.time() + ttl
             if self._insist(lambda: self._worker.jobs.finish(self._claim, outputs, result, expires)):
+                self._keep(outputs)
                 return self._over("completed")
             self._lost = True
             self._discard(outputs)
@@ -281,6 +283,7 @@ class _Attempt:
             self._sign(made, rendered)
             self._check()
             outputs.append(self._worker.store.put(made.path, made.role, made.media))
+            self._written[outputs[-1].id] = made.path
         return outputs
 
     def _mark(self) -> Mark | None:
@@ -316,7 +319,7 @@ class _Attempt:
         for item in self._job.request.get("inputs") or ():
             path = self._worker.store.path(item["asset"])
             kept = self._worker.store.path(item.get("credentials") or "")
-            if path is not None:
+            if path is not None and item["role"] != "mask":  # which says where, and shows nothing
                 yield Ingredient(path, None if kept is None else kept.read_bytes())
 
     # What the renderer calls.
@@ -376,6 +379,21 @@ class _Attempt:
                 return False
             self._ended.wait(ROOM_PAUSE)
         return False
+
+    def _keep(self, outputs: list[Asset]) -> None:
+        """See that the files of a finished film are there: until now no row named them, and whoever deleted a film of the very
+        same bytes may have taken them."""
+        for asset in outputs:
+            while self._worker.store.path(asset.id) is None:
+                try:
+                    self._worker.store.put(self._written[asset.id], asset.role, asset.media)
+                except StorageFull:
+                    self._moved = time.monotonic()
+                    if self._worker.stopping.wait(ROOM_PAUSE):
+                        return
+                except OSError as error:
+                    self._log(error)
+                    return
 
     def _over(self, word: str) -> str:
         """The job has ended: nothing but its outputs stays."""

@@ -336,7 +336,9 @@ def describe(
             moments = _listed([_at(t) for t in lands[: scene["count"]]])
             parts.append(f"It meets the floor {moments}, and each time it comes back up less high.")
         if kind == "bounce+occlude":
-            parts.append(f"On its way it passes behind a gray wall {wall} that stands on the floor and comes out on the other side.")
+            parts.append(
+                f"On its way it passes behind a gray wall {wall} that stands on the floor and comes out on the other side."
+            )
     elif kind in ("parabola", "collision+parabola"):
         parts.append(f"{main} starts {here} and is thrown up{toward} in a curved path.")
         tops = _times(events, "apex")

@@ -196,13 +196,16 @@ class Draft {
     if (this.sending || !this.ready) return;
     this.sending = true;
     const base = this.seed.trim() === "" ? random(SEEDS - 4) : Number(this.seed);
+    // as the page stands now: while they are sent, the next film may already be thought up
+    const wishes = Array.from({ length: this.takes }, (_, take) => this.wish(base + take));
+    const clip = this.clip;
     try {
-      for (let take = 0; take < this.takes; take++) {
-        const film = await this.deliver(this.wish(base + take));
+      for (const wish of wishes) {
+        const film = await this.deliver(wish);
         library.add(film);
         view.say(`Film is in the queue: ${brief(film)}`);
       }
-      if (!this.fresh) this.reset();
+      if (clip && this.clip === clip) this.reset();
       await tick();
       const making = document.querySelector("#making");
       if (matchMedia("(max-width: 1023px)").matches) making?.scrollIntoView({ block: "nearest" });

@@ -59,6 +59,7 @@ class Library {
   begin(): void {
     void this.stream.run();
     addEventListener("online", () => this.stream.retry());
+    addEventListener("offline", () => this.stream.renew());
     let hidden: ReturnType<typeof setTimeout> | undefined;
     document.addEventListener("visibilitychange", () => {
       clearTimeout(hidden);

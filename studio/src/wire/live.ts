@@ -47,6 +47,11 @@ export class Stream {
     this.wake?.();
   }
 
+  /** Ask anew: the network has changed, and a connection that leads nowhere any more says nothing. */
+  renew(): void {
+    this.cut?.abort();
+  }
+
   /** Hang up until `retry`: a browser has only six connections to a server, for all its tabs. */
   rest(): void {
     this.resting = true;

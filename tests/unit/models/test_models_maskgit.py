@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet.core.config import from_dict, to_dict
 from tubelet.core.errors import UserError
+from tubelet.core.types import Condition
 from tubelet.decoding.masked import decode, draw_hidden
 from tubelet.models.maskgit import SIZES, BERTBlock, MaskGIT, MaskGITConfig, example, guided, stated, tiny, token_loss
 from tubelet.nn.subtokens import MASK
@@ -158,6 +159,65 @@ def test_guidance_leads_away_from_what_knows_neither_label_nor_hints(model: Mask
     torch.testing.assert_close(guided(model, tokens, label, hinted, 0.0), null, **close)
     torch.testing.assert_close(guided(model, tokens, label, hinted, 3.0), null + 3 * (given - null), **close)
     torch.testing.assert_close(guided(model, tokens, label, scale=1.0), model(tokens, label), **close)
+
+
+@pytest.fixture
+def reader() -> MaskGIT:
+    """One that reads prompts."""
+    torch.manual_seed(0)
+    model = MaskGIT(replace(TINY, text_width=6)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(mean=float(p.eq(1).all()), std=0.3)
+    return model
+
+
+def prompts(batch: int = 3, length: int = 4) -> Condition:
+    g = torch.Generator().manual_seed(4)
+    mask = torch.arange(length) < torch.tensor([4, 2, 3])[:batch, None]
+    return Condition(torch.randn(3, 4, 6, generator=g)[:batch, :length], mask)
+
+
+@torch.no_grad()
+def test_prompts_stand_where_the_class_did(reader: MaskGIT) -> None:
+    tokens, _, hinted = inputs()
+    text = prompts()
+    base = reader(tokens, text, hinted)
+    assert base.shape == (3, 12, 2, 8)
+    shown = Condition(text.states.masked_fill(~text.mask[..., None], 9.0), text.mask)
+    assert torch.equal(reader(tokens, shown, hinted), base), "padding is not seen"
+    torch.testing.assert_close(reader(tokens[1:2], Condition(text.states[1:2, :2], text.mask[1:2, :2]), hinted[1:2]), base[1:2])
+    other = Condition(text.states.flip(0), text.mask.flip(0))
+    assert (reader(tokens, other, hinted) - base)[0].abs().amax((1, 2)).min() > 1e-4, "every place reads them"
+    # A prompt of one state is one token in front, as a label is.
+    labelled = MaskGIT(replace(TINY, classes=1)).eval()
+    state = {name: value for name, value in reader.state_dict().items() if not name.startswith("text_in")}
+    one = Condition(text.states[:, :1], torch.ones(3, 1, dtype=torch.bool))
+    labels = reader.text_in(one.states)[:2, 0] if reader.text_in is not None else None
+    labelled.load_state_dict({**state, "labels.weight": labels})
+    torch.testing.assert_close(reader(tokens[:2], one[:2]), labelled(tokens[:2], torch.tensor([0, 1])), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_prompts_are_guided_away_from_the_empty_one(reader: MaskGIT) -> None:
+    tokens, _, hinted = inputs()
+    text = prompts()
+    empty = Condition(torch.ones(3, 1, 6), torch.ones(3, 1, dtype=torch.bool))
+    given, null = reader(tokens, text, hinted), reader(tokens.masked_fill(hinted, MASK), empty)
+    torch.testing.assert_close(
+        guided(reader, tokens, text, hinted, 3.0, empty), null + 3 * (given - null), atol=1e-4, rtol=1e-4
+    )
+    with pytest.raises(UserError, match="give it as null"):
+        guided(reader, tokens, text, hinted, 3.0)
+
+
+def test_labels_and_prompts_are_not_taken_for_each_other(model: MaskGIT, reader: MaskGIT) -> None:
+    tokens, label, _ = inputs()
+    for bad in (label, None, prompts(2), Condition(torch.zeros(3, 2, 5), torch.ones(3, 2, dtype=torch.bool))):
+        with pytest.raises(UserError, match="reads 3 prompts of width 6"):
+            reader(tokens, bad)
+    with pytest.raises(UserError, match="reads labels"):
+        model(tokens, prompts())
 
 
 def test_clips_are_decoded_the_same_alone_and_together(model: MaskGIT) -> None:

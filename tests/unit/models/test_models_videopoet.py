@@ -25,6 +25,7 @@ from tubelet.models.videopoet import (
     VideoPoet,
     VideoPoetConfig,
     audio_to_video,
+    cut,
     draw_task,
     example,
     frame_prediction,
@@ -34,6 +35,7 @@ from tubelet.models.videopoet import (
     masked_loss,
     painting,
     stated,
+    text_to_audio,
     text_to_video,
     tiny,
     together,
@@ -175,6 +177,11 @@ def test_rows_of_every_task_are_figure_two() -> None:
             [Task.AUDIO_TO_VIDEO, S.BOA_I, *a, S.EOA_I, S.SOURCE],
             [S.BOV_O, *c, S.EOV_O, S.EOS],
         ),
+        (
+            text_to_audio(LAYOUT, heard, 2),
+            [Task.TEXT_TO_AUDIO, S.BOT_I, S.TEXT, S.TEXT, S.EOT_I, S.SOURCE],
+            [S.BOA_O, *a, S.EOA_O, S.EOS],
+        ),
     ]
     for row, given, made in expected:
         assert row.ids[: row.prefix].tolist() == [S.BOS, *given]
@@ -192,6 +199,14 @@ def test_lengths_are_the_papers() -> None:
     assert len(text_to_video(PAPER, zeros[:1]).ids) == 256 + 3 + 1
     row = video_to_audio(PAPER, zeros, torch.zeros(4, 106, dtype=torch.long))
     assert len(row.ids) - row.prefix == 424 + 3
+
+
+def test_a_prompt_is_cut_to_what_a_row_holds() -> None:
+    long = Condition(torch.arange(70.0)[None, :, None], torch.ones(1, 70, dtype=torch.bool))
+    short = cut(long)
+    assert torch.equal(short.states, long.states[:, :MAX_TEXT])
+    assert short.mask.shape == (1, MAX_TEXT)
+    text_to_video(LAYOUT, video(), short.states.shape[1])
 
 
 def test_choices_are_of_the_same_kind_and_level() -> None:

@@ -107,8 +107,9 @@ def test_recipes_are_checked_and_stay_among_the_training_seeds(name: str) -> Non
     assert share == pytest.approx(config.clips.persist, abs=0.03)
 
 
-def test_hard_kinds_come_oftener_and_every_kind_in_every_size() -> None:
-    recipe = load_recipe("worlds-64-sizes", ["start=worlds-64"])
+@pytest.mark.parametrize(("name", "square"), [("worlds-64-sizes", 1 / 2), ("worlds-64-all", 2 / 3)])
+def test_hard_kinds_come_oftener_and_every_kind_in_every_size(name: str, square: float) -> None:
+    recipe = load_recipe(name, ["start=worlds-64"])
     recipe._check()
     jobs = recipe._native_jobs()
     kinds, sizes = Counter(job.kind for job in jobs), Counter(job.size for job in jobs)
@@ -116,7 +117,7 @@ def test_hard_kinds_come_oftener_and_every_kind_in_every_size() -> None:
         assert kinds[kind] / len(jobs) == pytest.approx(share, abs=0.005)
         own = Counter(job.size for job in jobs if job.kind == kind)
         assert all(own[size] / kinds[kind] == pytest.approx(sizes[size] / len(jobs), abs=0.01) for size in sizes)
-    assert sizes[64, 64] == len(jobs) / 2
+    assert sizes[64, 64] == pytest.approx(square * len(jobs))
     assert all(job.world == ("persist2d" if job.kind in ("paint", "eat") else "phys2d") for job in jobs)
     assert len({job.key for job in jobs}) == len(jobs)
     assert all(job.seed in TRAIN_SEEDS for job in (jobs[0], jobs[-1]))
@@ -142,7 +143,7 @@ def test_wrong_kinds_and_groupings_are_refused(override: str, said: str) -> None
 
 
 def test_both_arms_of_the_size_experiment_differ_in_the_crop_alone() -> None:
-    experiment = load_recipe("native-sizes")
+    experiment = load_recipe("native-sizes", ["start=worlds-64"])
     native, square = (experiment.recipe(arm) for arm in ("native", "square"))
     for arm in (native, square):
         arm._check()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -53,7 +55,10 @@ def test_without_the_instructions_nothing_is_timed(monkeypatch: pytest.MonkeyPat
 def test_slow_bf16_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "has_bf16_instructions", lambda: True)
     for times, fast in (([2.0, 2.0, 1.0, 1.0], True), ([1.0, 2.0, 1.1, 1.0], False), ([2.0, 1.0, 1.0, 5.0], False)):
-        left = iter(times)
+        # In every round another call is disturbed.
+        left = itertools.cycle(
+            [9.0 * seconds if call == lap % 4 else seconds for lap in range(6) for call, seconds in enumerate(times)]
+        )
         monkeypatch.setattr(device, "seconds_per_call", lambda *a, left=left: next(left))
         assert bf16_trial.__wrapped__("cpu").fast is fast
 

@@ -193,3 +193,20 @@ def png(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (2
     out = io.BytesIO()
     Image.new("RGB", size, colour).save(out, "PNG")
     return out.getvalue()
+
+
+def clip() -> bytes:
+    """One second of a square that moves, 64 x 48 pixels."""
+    import av
+    import numpy as np
+
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(8):
+            frame = np.zeros((48, 64, 3), np.uint8)
+            frame[8:16, 4 * number : 4 * number + 8] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return out.getvalue()

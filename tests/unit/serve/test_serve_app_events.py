@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ import pytest
 from api_rig import Rig, serving, until
 
 from tubelet.serve import auth, feed
+from tubelet.serve.metrics import Metrics
+from tubelet.serve.outbound import Outbound
+from tubelet.serve.webhooks import Deliveries
 
 
 @pytest.fixture
@@ -131,3 +135,24 @@ def test_pictures_are_not_told_as_films(live: Rig) -> None:
     film = live.film()["id"]
     with live.client.stream("GET", "/v1/videos/events", headers={"last-event-id": str(begin)}) as answer:
         assert next(told(answer.iter_lines()))["id"] == film
+
+
+@pytest.mark.parametrize("loop", ["feed", "webhooks"])
+def test_a_server_that_stops_as_something_happens_stops(tmp_path: Path, loop: str) -> None:
+    async def seen(events: list[Any]) -> None: ...
+
+    async def main(rig: Rig) -> bool:
+        follow = feed.Feed(rig.jobs, 60.0, seen)
+        deliver = Deliveries(rig.jobs, Outbound(), Metrics())
+        asked, work = (follow._asked, follow.run()) if loop == "feed" else (deliver.woken, deliver.run())
+        task = asyncio.create_task(work)
+        while not asked._waiters:  # it has looked, and waits
+            await asyncio.sleep(0.01)
+        asked.set()
+        await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=5)
+        return bool(done)
+
+    with serving(tmp_path, working=False) as rig:
+        assert asyncio.run(main(rig))

@@ -27,6 +27,8 @@ POST /v1/videos/extensions
 POST /v1/videos/characters
 GET /v1/videos/characters/{character_id}
 POST /v1/images/generations
+POST /v1/images/edits
+POST /v1/images/variations
 POST /v1/files
 GET /v1/files
 GET /v1/files/{file_id}

@@ -217,7 +217,7 @@ def test_a_film_is_not_there_before_it_is_there(rig: Rig) -> None:
     for variant, media in (("video", "video/mp4"), ("thumbnail", "image/webp"), ("spritesheet", "image/jpeg")):
         got = rig.client.get(url, params={"variant": variant})
         assert (got.status_code, got.headers["content-type"]) == (200, media)
-    assert rig.client.get(url, params={"variant": "preview"}).status_code == 404
+    assert rig.client.get(url, params={"variant": "preview"}).status_code == 204
     assert rig.client.get(url, params={"variant": "poster"}).json()["error"]["param"] == "variant"
 
 
@@ -402,7 +402,12 @@ WRONG: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("/v1/videos/extensions", {"prompt": "p", "video": "video_1"}, "video", "invalid_type"),
     ("/v1/videos/characters", {"name": "Mia"}, "video", "missing_required_parameter"),
     ("/v1/images/generations", {"prompt": "p", "n": 11}, "n", "invalid_value"),
-    ("/v1/images/generations", {"prompt": "p", "stream": True}, "stream", "unsupported_value"),
+    ("/v1/images/generations", {"prompt": "p", "stream": True, "n": 2}, "n", "invalid_value"),
+    ("/v1/images/generations", {"prompt": "p", "partial_images": 2}, "partial_images", "invalid_value"),
+    ("/v1/images/edits", {"prompt": "p"}, "image", "missing_required_parameter"),
+    ("/v1/images/edits", {"prompt": "p", "image": "picture"}, "image", "invalid_type"),
+    ("/v1/images/edits", {"prompt": "p", "image": [{"image_url": DATA}] * 2}, "image", "invalid_value"),
+    ("/v1/images/variations", {"image": {"image_url": DATA}, "prompt": "p"}, "prompt", "unknown_parameter"),
     ("/v1/images/generations", {"prompt": "p", "output_format": "gif"}, "output_format", "invalid_value"),
     ("/v1/files", {"file": "text"}, "file", "invalid_type"),
     ("/v1/queue", {"paused": "maybe"}, "paused", "invalid_type"),

@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import av
 import numpy as np
@@ -22,7 +21,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tubelet.serve.intake import CODES, Admitted, Limits, Refused, admit, credentials_in, mean_luma, sniff
+from tubelet.serve.intake import CODES, Admitted, Limits, Refused, Want, admit, credentials_in, mean_luma, sniff
 
 GROWTH = 50 << 20  # bytes by which a hostile file may grow this process
 
@@ -265,7 +264,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
-def code_of(data: bytes, limits: Limits | None = None, want: Literal["image", "video", "any"] = "any") -> str:
+def code_of(data: bytes, limits: Limits | None = None, want: Want = "any") -> str:
     try:
         admit(data, limits or Limits(), want=want)
     except Refused as refused:
@@ -503,6 +502,27 @@ def test_alpha_of_a_picture_is_laid_on_white(mode: str) -> None:
     shown = np.asarray(opened(admit(written.getvalue())))
     assert (shown[:, 40:] == 255).all()
     assert (shown[:, :30] < 255).any()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_mask_says_what_stays(mode: str) -> None:
+    image = Image.new("RGBA", (64, 48), (9, 9, 9, 255))
+    image.paste((9, 9, 9, 0), (0, 0, 20, 48))
+    written = io.BytesIO()
+    image.convert(mode).save(written, "PNG")
+    admitted = admit(written.getvalue(), want="mask")
+    assert (admitted.media, admitted.kind, admitted.size) == ("image/png", "image", (48, 64))
+    stays = np.asarray(opened(admitted))
+    assert (stays[:, :20] == 0).all()
+    assert (stays[:, 20:] == 255).all()
+
+
+def test_a_mask_that_covers_nothing_is_none() -> None:
+    assert code_of(picture("PNG", "RGB"), want="mask") == "no_transparency"
+    opaque = io.BytesIO()
+    Image.new("RGBA", (64, 48), (1, 2, 3, 255)).save(opaque, "PNG")
+    assert code_of(opaque.getvalue(), want="mask") == "no_transparency"
+    assert code_of(plain(), want="mask") == "unsupported_media"
 
 
 def test_deep_greys_and_palettes_and_print_colours_are_read() -> None:

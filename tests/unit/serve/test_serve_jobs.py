@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import pwd
+import contextlib
 import re
-import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
-import tempfile
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import full_disk
+import older
+import postgres_server
 import pytest
 import sqlalchemy as sa
+from postgres_server import Absent, address, as_operator, new_schema
 
 from tubelet.core.errors import UserError
 from tubelet.serve import database, jobs
@@ -42,69 +39,15 @@ class Clock:
         return self.now
 
 
-def postgres_programs() -> Path | None:
-    for folder in [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), Path("/usr/local/bin"), Path("/usr/bin")]:
-        if (folder / "postgres").exists() and (folder / "initdb").exists():
-            return folder
-    return None
-
-
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
     """The folder of the socket of a PostgreSQL server that lives as long as this file's tests."""
-    programs = postgres_programs()
-    if programs is None:
-        pytest.skip("no PostgreSQL programs on this machine")
-    folder = Path(tempfile.mkdtemp(prefix="pg"))
-    before: list[str] = []
-    try:
-        if os.geteuid() == 0:  # the server refuses to run as root
-            if shutil.which("setpriv") is None:
-                pytest.skip("PostgreSQL does not run as root, and there is no setpriv to become someone else")
-            nobody = pwd.getpwnam("nobody")
-            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-            before = ["setpriv", "--pdeathsig=INT", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
-        data = folder / "data"
-        make = [programs / "initdb", "-D", data, "-U", "tubelet", "-A", "trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
-        made = subprocess.run([*before, *make], cwd=folder, capture_output=True, text=True, check=False)
-        if made.returncode != 0:
-            pytest.skip(f"initdb does not run here: {made.stderr.strip()[-200:]}")
-        serve = [programs / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"]
-        with (folder / "log").open("w") as log:
-            server = subprocess.Popen([*before, *serve], cwd=folder, stdout=log, stderr=log)
+    with contextlib.ExitStack() as opened:
         try:
-            wait_for(lambda: (folder / ".s.PGSQL.5432").exists() and answers(str(folder)), 30)
-            yield str(folder)
-        finally:
-            server.send_signal(signal.SIGQUIT)  # at once: what it holds is thrown away
-            server.wait(30)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.02)
-
-
-def address(folder: str, name: str) -> str:
-    return f"postgresql://tubelet@/{name}?host={folder}"
-
-
-def as_operator(folder: str, statement: str) -> None:
-    engine = sa.create_engine(address(folder, "postgres").replace("postgresql:", "postgresql+psycopg:"), poolclass=sa.NullPool)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql(statement)
-
-
-def answers(folder: str) -> bool:
-    try:
-        as_operator(folder, "SELECT 1")
-    except sa.exc.OperationalError:
-        return False
-    return True
+            folder = opened.enter_context(postgres_server.running())
+        except Absent as absent:
+            pytest.skip(str(absent))
+        yield folder
 
 
 @pytest.fixture
@@ -114,10 +57,7 @@ def sqlite_url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def postgres_url(postgres: str) -> str:
-    """A schema of its own, which is much cheaper than a database."""
-    name = f"t{time.monotonic_ns()}"
-    as_operator(postgres, f"CREATE SCHEMA {name}")
-    return f"{address(postgres, 'postgres')}&options=-csearch_path%3D{name}"
+    return new_schema(postgres)
 
 
 @pytest.fixture
@@ -131,6 +71,12 @@ def postgres_database(postgres: str) -> str:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest) -> str:
     return request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+
+
+@pytest.fixture
+def other_url(url: str, request: pytest.FixtureRequest) -> str:
+    """A second empty database of the same kind."""
+    return f"{url}.other" if url.startswith("sqlite") else new_schema(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture
@@ -334,6 +280,14 @@ def test_positions_in_a_page_are_those_of_the_queue(store: Jobs, clock: Clock) -
         new(store)
     claimed(store)
     assert [job.position for job in store.page(None, order="asc").jobs] == [None, 1, 2, 3]
+    foreign, picture = new(store, owner="anna"), new(store, kind="image")
+    store.move(foreign.id, None, 1)
+    store.move(picture.id, None, 3)
+    for owner in (None, "local", "anna"):
+        page = store.page(owner, order="asc").jobs
+        assert [job.position for job in page] == [now(store, job).position for job in page]
+    assert [job.position for job in store.page("anna").jobs] == [1]
+    assert [job.position for job in store.page(None, kind="image").jobs] == [3]
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
@@ -843,11 +797,39 @@ def test_many_may_open_a_new_database_at_once(url: str) -> None:
 
 def test_a_newer_database_is_left_alone(url: str) -> None:
     Jobs.open(url).close()
-    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"), poolclass=sa.NullPool)
-    with engine.begin() as connection:
+    with older.engine(url).begin() as connection:
         connection.exec_driver_sql("UPDATE numbers SET value = 99 WHERE name = 'schema'")
-    with pytest.raises(UserError, match=r"written by a newer tubelet .*; update tubelet"):
+    before = older.shape(url), older.rows(url)
+    with pytest.raises(UserError, match=r"^[^\n]* written by a newer tubelet \(schema 99, .*\); update tubelet or [^\n]*$"):
         Jobs.open(url)
+    assert (older.shape(url), older.rows(url)) == before
+
+
+def test_an_older_database_becomes_what_a_new_one_is_and_keeps_every_row(url: str, other_url: str) -> None:
+    older.write_schema_1(url)
+    before = older.rows(url)
+    store = Jobs.open(url)
+    Jobs.open(other_url).close()
+    assert older.shape(url) == older.shape(other_url)
+    assert older.rows(url) == before
+    done, failed, running, _, _ = store.page(None, limit=100, order="asc").jobs
+    assert (done.state, done.outputs[0].id, done.result["seed"]) == ("completed", "a" * 64, 7)
+    assert (failed.owner, failed.error) == ("anna", {"code": "invalid_request", "message": "It cannot be made."})
+    assert store.create({}, key="wish 1", fingerprint="f1", window=1e12) == (done, False), "keys are still known"
+    assert store.sweep() == 1, "the worker of then is gone"
+    claim = store.claim("two", kinds=("video",))
+    assert claim is not None
+    assert (claim.job.id, claim.attempt) == (running.id, 2)
+    assert store.finish(claim, [FILM], {})
+    store.close()
+
+
+def test_many_may_update_an_older_database_at_once(url: str) -> None:
+    older.write_schema_1(url, more=100)
+    opened = at_once(6, lambda n: Jobs.open(url))
+    assert [one.counts()["queued"] for one in opened] == [102] * 6
+    for one in opened:
+        one.close()
 
 
 @pytest.mark.parametrize(
@@ -940,63 +922,9 @@ def test_a_lock_that_is_never_given_back_ends_as_an_answer(
     store.close()
 
 
-FULL = """
-import sqlite3, sys
-from pathlib import Path
-from tubelet.serve.jobs import Jobs
-from tubelet.serve.records import Asset, StorageFull
-
-folder = Path(sys.argv[1])
-store = Jobs.open(f"sqlite:///{folder}/tubelet.db")
-store.put("webhook_endpoint", "e", "local", {"id": "e"})
-ballast = folder / "ballast"
-refused = set()
-for pages in range(1, 42):
-    number = done = 0
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            file.truncate(max(0, file.tell() - 4096 * pages))  # more room each time: each kind of write is once the one to fail
-    try:
-        for _ in range(40):
-            step = "create"
-            number += store.create({"prompt": "x" * 3000})[1]
-            step = "claim"
-            claim = store.claim("one")
-            step = "heartbeat"
-            store.heartbeat(claim, progress=50)
-            step = "finish"
-            done += store.finish(claim, [Asset("a" * 64, "video", "video/mp4", 1)], {"text": "y" * 3000})
-    except StorageFull:
-        refused.add(step)
-    counts = store.counts()
-    assert sum(counts[state] for state in ("queued", "in_progress", "completed", "failed")) == number, (counts, number)
-    assert counts["completed"] == done == len(store.all("outbox", None)), (counts, done)
-    ballast.unlink()
-    assert store.create({})[1]
-    while claim := store.claim("two"):
-        assert store.finish(claim, [], {})
-    for job in store.page(None, limit=1000).jobs:
-        store.delete(job.id, None)
-    for document in store.all("outbox", None):
-        store.drop("outbox", document["id"], None)
-store.close()
-print(*sorted(refused), sqlite3.connect(folder / "tubelet.db").execute("PRAGMA integrity_check").fetchone()[0])
-"""
-
-
 def test_a_full_disk_refuses_whole_writes_and_recovers_by_itself(tmp_path: Path) -> None:
-    script = tmp_path / "full.py"
-    script.write_text(textwrap.dedent(FULL), encoding="utf-8")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if shutil.which("unshare") is None:
-        pytest.skip("a small disk needs unshare")
-    command = f"mount -t tmpfs -o size=4m tubelet '{disk}' || exit 77; exec '{sys.executable}' '{script}' '{disk}'"
-    ran = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, check=False)
-    if ran.returncode == 77 or "unshare" in ran.stderr:
-        pytest.skip(f"this machine gives no small disk: {ran.stderr.strip()[-100:]}")
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split() == ["claim", "create", "finish", "heartbeat", "ok"]
+    try:
+        refused = full_disk.on_a_small_disk(tmp_path)
+    except full_disk.NoSmallDisk as none:
+        pytest.skip(str(none))
+    assert set(refused) == {"create", "claim", "heartbeat", "put", "finish"}, "each step was once the one to fail"

@@ -340,6 +340,52 @@ def test_pictures_are_made_from_a_picture(make: Make, system: System, sources: d
         assert torch.equal(clip.video.pixels, system.edit(film, WORDS, 0.3, seed=3 + number).video.pixels)
 
 
+def test_a_picture_is_made_anew_where_its_mask_is_black(
+    make: Make, system: System, sources: dict[str, Path], tmp_path: Path
+) -> None:
+    Image.fromarray(np.where(np.arange(64) < 30, 0, 255).astype(np.uint8)[None].repeat(36, 0)).convert("RGB").save(
+        tmp_path / "mask.png"
+    )
+    sources = {**sources, "mask.png": tmp_path / "mask.png"}
+    request = ask("image", {"reference": "picture.png", "mask": "mask.png"}, size=[36, 64], n=2)
+    rendered = render(system, request, sources, None, lambda *_: None, lambda _: None)
+    film = seen(system, sources["picture.png"], (32, 64), 1)
+    stays = seen(system, sources["mask.png"], (32, 64), 1).pixels[0].amin(0)
+    for number, clip in enumerate(rendered.clips):
+        assert torch.equal(clip.video.pixels, system.inpaint(film, (stays < 0.98).float(), WORDS, seed=3 + number).video.pixels)
+    one, two = (np.asarray(Image.open(made.path)) for made in rendered.write(tmp_path / "out"))
+    known = np.asarray(Image.open(sources["picture.png"]))
+    assert (one[:, 30:] == known[:, 30:]).all(), "what stays is the picture itself, at its own resolution"
+    assert gap(one[:, :30], known[:, :30]) > NEAR
+    assert gap(one[:, :30], two[:, :30]) > 0
+
+
+def test_around_a_masked_picture_of_another_shape_all_is_made(
+    make: Make, system: System, sources: dict[str, Path], tmp_path: Path
+) -> None:
+    stays = Image.new("RGB", (20, 36), "white")
+    stays.paste("black", (0, 0, 2, 2))
+    stays.save(tmp_path / "mask.png")
+    sources = {**sources, "mask.png": tmp_path / "mask.png"}
+    request = ask("image", {"reference": "tall.png", "mask": "mask.png"}, size=[36, 64], format="png")
+    rendered = render(system, request, sources, None, lambda *_: None, lambda _: None)
+    (made,) = rendered.write(tmp_path / "out")
+    shown, known = np.asarray(Image.open(made.path)), np.asarray(Image.open(sources["tall.png"]))
+    assert (shown[2:, 22:42] == known[2:]).all()
+    assert (shown[:, :20] > 0).any(), "no black beside it"
+    assert (shown[:, 44:] > 0).any(), "no black beside it"
+
+
+def test_a_variation_reads_no_words(make: Make, system: System, sources: dict[str, Path]) -> None:
+    request = ask("image", {"reference": "picture.png"}, prompt="", size=[36, 64], strength=0.5)
+    (one,) = make(request).clips
+    film = seen(system, sources["picture.png"], (32, 64), 1)
+    worded = system.edit(film, one.settings["prompt"], 0.5, seed=3)
+    assert not torch.equal(one.video.pixels, worded.video.pixels)
+    (other,) = make({**request, "guidance": 9.0}).clips
+    assert torch.equal(one.video.pixels, other.video.pixels), "there is nothing to guide to"
+
+
 def test_what_the_model_read_is_in_the_result_and_stays_when_a_job_goes_on(make: Make, tmp_path: Path) -> None:
     class Fickle:
         """An expander that never says the same twice."""

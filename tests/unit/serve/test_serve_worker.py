@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -321,6 +322,58 @@ def test_what_was_made_of_a_job_deleted_at_the_last_moment_is_removed(
     assert place.journals == []
     worker.turn()
     assert place.job(twin).state == "completed"
+
+
+def test_files_that_vanish_before_the_job_names_them_are_put_again(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin, job = place.ask(seed=1), place.ask(seed=1)
+    worker = place.worker(system)
+    worker.turn()
+    outputs = place.job(twin).outputs
+    put, finish, tries = place.store.put, place.jobs.finish, []
+
+    def finished(*wish: Any) -> bool:
+        for asset in outputs[:2]:  # as when the twin is deleted just now
+            place.store.remove(asset.id)
+        monkeypatch.setattr(place.store, "put", poor)
+        return finish(*wish)
+
+    def poor(*wish: Any) -> Any:
+        tries.append(wish)
+        if len(tries) == 1:
+            raise StorageFull
+        return put(*wish)
+
+    monkeypatch.setattr(place.jobs, "finish", finished)
+    worker.turn()
+    done = place.job(job)
+    assert (done.state, done.outputs) == ("completed", outputs)
+    assert all(place.store.verify(asset) for asset in outputs)
+    assert len(tries) == 3, "one without room, and none for the file that was still there"
+    assert place.journals == []
+
+
+def test_a_file_that_cannot_be_put_again_does_not_unfinish_the_job(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tubelet.serve")
+    job, finish = place.ask(), place.jobs.finish
+
+    def broken(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def finished(claim: Any, outputs: list[Any], *wish: Any) -> bool:
+        place.store.remove(outputs[0].id)
+        monkeypatch.setattr(place.store, "put", broken)
+        return finish(claim, outputs, *wish)
+
+    monkeypatch.setattr(place.jobs, "finish", finished)
+    place.worker(system).turn()
+    assert place.job(job).state == "completed"
+    assert place.journals == []
+    said = [json.loads(record.message) for record in caplog.records]
+    assert [line["event"] for line in said][-2:] == ["error", "completed"]
 
 
 def test_progress_is_told_and_never_complete_before_the_end(place: Place, system: System) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query, Request, Response
@@ -13,9 +15,9 @@ from tubelet.serve.config import SystemFacts
 from tubelet.serve.content import file_response
 from tubelet.serve.errors import ApiError, invalid, not_found
 from tubelet.serve.feed import Event
-from tubelet.serve.inputs import Taken, checked, expired, film_of, take_film, take_job, take_picture
+from tubelet.serve.inputs import Taken, checked, expired, take_film, take_job, take_picture
 from tubelet.serve.openapi import operations, takes
-from tubelet.serve.records import Job
+from tubelet.serve.records import Asset, Job
 from tubelet.serve.schemas import (
     MoveJob,
     Video,
@@ -296,19 +298,42 @@ async def _events(room: Service, caller: Caller, request: Request, id: str | Non
 @router.get(
     "/v1/videos/{video_id}/content",
     response_class=Response,
-    responses={200: {"content": {f"{kind}": {} for kind in ("video/mp4", "image/webp", "image/jpeg")}}},
+    responses={
+        200: {"content": {f"{kind}": {} for kind in ("video/mp4", "image/webp", "image/jpeg")}},
+        204: {"description": "No preview: there is none yet, or, since the film has ended, none any more"},
+    },
 )
 async def download_video(room: Room, id: VideoId, caller: Reader, request: Request, variant: Variant = "video") -> Response:
     """The film itself, one frame of it, a sheet of its frames, or, while it is made, what there is so far."""
     job = await found(room, id, caller)
-    if variant != "preview":
-        _refuse_unfinished(job)
-    asset = film_of(job) if variant == "video" else next((a for a in job.outputs if a.role == variant), None)
-    path = None if asset is None else room.store.path(asset.id)
-    if asset is None or path is None:
+    if variant == "preview" and not expired(job):
+        return await room.read(_preview, room, job)
+    _refuse_unfinished(job)
+    output = _output(room, job, variant)
+    if output is None:
         raise ApiError(404, f"This video has no {variant}.", code=f"{variant}_not_available")
-    name = f"{id}.{_EXTENSIONS[variant]}" if variant == "video" else f"{id}-{variant}.{_EXTENSIONS[variant]}"
-    return file_response(request, path, asset, name)
+    return file_response(request, output[1], output[0], _file_name(id, variant))
+
+
+def _output(room: Service, job: Job, role: str) -> tuple[Asset, Path] | None:
+    """One of a job's files, and where it lies."""
+    asset = next((asset for asset in job.outputs if asset.role == role), None)
+    path = None if asset is None else room.store.path(asset.id)
+    return None if asset is None or path is None else (asset, path)
+
+
+def _preview(room: Service, job: Job) -> Response:
+    """What there is of a film so far. That there is nothing is an ordinary state: an answer without a body."""
+    with contextlib.suppress(FileNotFoundError):  # its worker removes it as soon as there is a newer one
+        if output := _output(room, job, "preview"):
+            asset, path = output
+            headers = {"content-disposition": f'attachment; filename="{_file_name(job.id, "preview")}"'}
+            return Response(path.read_bytes(), media_type=asset.media, headers=headers)
+    return Response(status_code=204)
+
+
+def _file_name(id: str, variant: Variant) -> str:
+    return f"{id}.{_EXTENSIONS[variant]}" if variant == "video" else f"{id}-{variant}.{_EXTENSIONS[variant]}"
 
 
 def _refuse_unfinished(job: Job) -> None:

@@ -1,0 +1,54 @@
+"""How many seconds of film a key may ask for each day. The count outlives restarts, and the films that are deleted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tubelet.serve.errors import ApiError
+
+if TYPE_CHECKING:
+    from tubelet.serve.jobs import Jobs
+
+USAGE = "usage"
+DAY = 86400
+"""Seconds of a day, which begins at midnight UTC."""
+
+
+def today() -> int:
+    """Days since 1970."""
+    return int(time.time() // DAY)
+
+
+def spent(jobs: Jobs, owner: str) -> float:
+    """Seconds of film that a key has asked for today."""
+    usage = jobs.find(USAGE, owner, owner)
+    return float(usage["seconds"]) if usage is not None and usage["day"] == today() else 0.0
+
+
+def charge(jobs: Jobs, owner: str, seconds: float) -> None:
+    """Add to what a key has asked for today."""
+    jobs.put(USAGE, owner, owner, {"day": today(), "seconds": spent(jobs, owner) + seconds})
+
+
+def seconds_of(request: Mapping[str, Any]) -> float:
+    """Seconds of film that a job's request makes; none for pictures."""
+    if request["task"] == "image":
+        return 0.0
+    return float(request["seconds"] or (request.get("source") or {}).get("seconds") or 0.0)
+
+
+def headers(daily: float, left: float) -> dict[str, str]:
+    """What an answer says of the limit."""
+    return {
+        "x-ratelimit-limit-seconds": f"{daily:g}",
+        "x-ratelimit-remaining-seconds": f"{max(0.0, left):g}",
+        "x-ratelimit-reset-seconds": f"{DAY - time.time() % DAY:.0f}s",
+    }
+
+
+def exhausted(daily: float, left: float) -> ApiError:
+    """HTTP 429, not to be tried again: a key would ask for more than its `daily` seconds, of which some are left."""
+    said = f"This key may ask for {daily:g} seconds of film a day, and {max(0.0, left):g} are left; ask for less, or tomorrow."
+    return ApiError(429, said, code="insufficient_quota", param="seconds")

@@ -1,0 +1,206 @@
+"""What unCLIP's parts learn by and how they are asked: two priors of image embeddings, and a decoder that reads one.
+
+After Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents" (2204.06125), section 2. Here an
+embedding goes with its words as one more token in front of them (`told`): a caption's embedding where a prior is asked, an
+image's where the decoder is. Guidance and the engine then take both as any other condition, and `Prepared` gives the engine
+such conditions where it would read words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tubelet.core.types import Condition
+from tubelet.diffusion.guidance import guided
+from tubelet.diffusion.hybrid import hybrid_loss
+from tubelet.diffusion.objectives import denoiser
+from tubelet.diffusion.paths import Cosine, VariancePreserving, spaced_sigmas
+from tubelet.diffusion.solvers import SOLVERS
+from tubelet.generate.engine import Sampling
+from tubelet.models.unclip import (
+    SCALE,
+    AutoregressivePrior,
+    DecoderCondition,
+    DiffusionPrior,
+    drop_condition,
+    drop_text,
+    prior_loss,
+)
+from tubelet.models.unet import UNet
+from tubelet.text.base import TextEncoder
+from tubelet.text.bpe import PAD, Tokenizer
+from tubelet.train.contrasting import read
+from tubelet.train.lineage import read_words
+from tubelet.train.text_to_video import TextToVideo
+
+# Embeddings among words
+
+
+def told(embedding: Tensor, words: Condition) -> Condition:
+    """Embeddings `(B, E)` in front of token states `(B, L, W)`: `(B, 1 + L, max(E, W))`, the narrower widened by zeros."""
+    wide = max(embedding.shape[1], words.states.shape[2])
+    first = F.pad(embedding, (0, wide - embedding.shape[1]))[:, None]  # (B, 1, wide)
+    states = torch.cat([first, F.pad(words.states, (0, wide - words.states.shape[2]))], dim=1)  # (B, 1 + L, wide)
+    return Condition(states, F.pad(words.mask, (1, 0), value=True))
+
+
+def heard(condition: Condition, embed: int, width: int) -> tuple[Tensor, Condition]:
+    """What `told` has put together: embeddings `(B, embed)` and words of `width`."""
+    return condition.states[:, 0, :embed], Condition(condition.states[:, 1:, :width], condition.mask[:, 1:])
+
+
+def wordless(words: Condition) -> Condition:
+    """The same places without a word in them, as where a caption was dropped."""
+    return Condition(words.states, torch.zeros_like(words.mask))
+
+
+class Prepared(TextEncoder):
+    """Conditions that were worked out before: a prompt is the number of one, the empty one is an embedding of zeros alone."""
+
+    trainable = False
+    config = None
+
+    def __init__(self, condition: Condition) -> None:
+        super().__init__()
+        first = torch.arange(condition.mask.shape[1], device=condition.mask.device) == 0  # (L,)
+        self.states = torch.cat([condition.states, torch.zeros_like(condition.states[:1])])  # (n + 1, L, W)
+        self.mask = torch.cat([condition.mask, first[None]])  # (n + 1, L)
+
+    @property
+    def width(self) -> int:
+        return self.states.shape[2]
+
+    def truncated(self, prompt: str) -> bool:
+        return False
+
+    def _encode(self, prompts: list[str]) -> Condition:
+        rows = [int(prompt) if prompt else -1 for prompt in prompts]
+        return Condition(self.states[rows], self.mask[rows])
+
+
+# The decoder
+
+
+class Decoder(nn.Module):
+    """A U-Net that is told an image embedding besides words (section 2.1), as the engine's network of films of one frame."""
+
+    def __init__(self, unet: UNet, condition: DecoderCondition, path: VariancePreserving) -> None:
+        super().__init__()
+        self.unet, self.condition, self.path = unet, condition, path
+
+    def forward(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """`z (B, C, 1, H, W)`, noise levels `sigma (B,)` and what `told` makes of images and words, to the noise, like z."""
+        image, words = heard(condition, self.condition.config.embed, self.condition.config.width)
+        x = z[:, :, 0]  # (B, C, H, W)
+        return self.picture(x, self.path.told_step(sigma), image, words)[:, : x.shape[1], None]  # (B, C, 1, H, W)
+
+    def picture(self, x: Tensor, t: Tensor, image: Tensor, words: Condition) -> Tensor:
+        """Noised `x (B, C, H, W)`, steps `t (B,)`, image embeddings `(B, E)`, words to noise and variance `(B, 2C, H, W)`."""
+        nothing = image.new_zeros(len(x), self.condition.config.time)  # (B, time)
+        given = self.condition(image, nothing, words.states, words.mask)
+        # The room's U-Net takes a step and words alone; the embedding joins the step where that leaves its last linear.
+        with self.unet.step_out.register_forward_hook(lambda _, __, step: step + given.time):
+            return self.unet(x, t, Condition(given.context, given.mask))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderObjective:
+    """Noise and variance of a picture that is told by its embedding and its caption; the model's denoiser is a `Decoder`.
+
+    `(model, batch, rng) -> losses`; a batch has `latent (B, C, 1, h, w)`, its embeddings `image (B, E)` and `caption`.
+    """
+
+    image_drop: float = 0.1
+    """Share of embeddings set to zero."""
+    text_drop: float = 0.5
+    """Share of captions emptied."""
+
+    def __call__(self, model: TextToVideo, batch: dict[str, Any], rng: torch.Generator) -> dict[str, Tensor]:
+        """Returns "loss" and, as `hybrid_loss`, its parts "simple" and "vlb"."""
+        decoder = model.denoiser
+        assert isinstance(decoder, Decoder), "a network that reads embeddings"
+        words = read_words(model, batch, 0.0, rng)
+        image, mask = drop_condition(batch["image"], words.mask, rng, self.image_drop, self.text_drop)
+        words = Condition(words.states, mask)
+        x = batch["latent"][:, :, 0]  # (B, C, h, w)
+        return hybrid_loss(lambda z, t: decoder.picture(z, t, image, words), x, rng, decoder.path)
+
+
+# The diffusion prior
+
+PRIOR_PATH = Cosine()
+"""The chain of image embeddings (appendix C)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorObjective:
+    """The clean image embedding from a noised one and its caption (equation 2).
+
+    `(model, batch, rng) -> losses`; a batch has unit embeddings `image` and `text (B, E)` and `caption`.
+    """
+
+    text: TextEncoder
+    """Gives the token states."""
+    text_drop: float = 0.1
+    """Share of captions emptied, embedding and words together."""
+
+    def __call__(self, model: DiffusionPrior, batch: dict[str, Any], rng: torch.Generator) -> dict[str, Tensor]:
+        """Returns "loss", of embeddings times `SCALE`."""
+        image, words = batch["image"], self.text.encode(batch["caption"])
+        text, mask = drop_text(batch["text"], words.mask, rng, self.text_drop)
+        t = torch.randint(len(PRIOR_PATH), (len(image),), generator=rng, device=rng.device).to(image.device)
+        n = torch.randn(image.shape, generator=rng, device=rng.device).to(image.device)
+        sigma = PRIOR_PATH.sigma_of_step(t)
+        alpha, noise = (value.float()[:, None] for value in (PRIOR_PATH.alpha(sigma), PRIOR_PATH.noise(sigma)))  # (B, 1) each
+        answer = model(alpha * SCALE * image + noise * n, t, text, words.states, mask)
+        return {"loss": prior_loss(answer.float(), image)}
+
+
+@torch.no_grad()
+def draw(prior: DiffusionPrior, text: Tensor, words: Condition, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """Unit image embeddings `(B, E)` for captions, told by their embeddings `text (B, E)` and their words."""
+    embed, width = prior.config.embed, prior.config.text_width
+
+    def network(z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        embedding, states = heard(condition, embed, width)
+        return prior(z, PRIOR_PATH.told_step(sigma), embedding, states.states, states.mask)
+
+    nothing = told(torch.zeros_like(text), wordless(words))
+    denoise = guided(denoiser(network, "x", PRIOR_PATH), told(text, words), nothing, sampling.guidance, sampling.interval)
+    noise = torch.randn(text.shape, generator=generator, device=generator.device).to(text.device)
+    levels = spaced_sigmas(PRIOR_PATH, sampling.steps)
+    drawn = SOLVERS[sampling.solver].solve(denoise, noise, levels, path=PRIOR_PATH, generator=generator)  # (B, E)
+    return F.normalize(drawn, dim=-1)
+
+
+# The autoregressive prior
+
+
+def ids_and_mask(tokenizer: Tokenizer, captions: Sequence[str], context: int) -> tuple[Tensor, Tensor]:
+    """Captions as CLIP reads them, ids and their mask `(B, L)`."""
+    ids = read(tokenizer, captions, context)
+    return ids, ids != PAD
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodesObjective:
+    """Every code of an image embedding from the caption and the codes before it.
+
+    `(model, batch, rng) -> losses`; a batch has `codes (B, K)`, the caption's embedding `text (B, E)`, the level of their dot
+    product `dot (B,)` and `caption`.
+    """
+
+    tokenizer: Tokenizer
+
+    def __call__(self, model: AutoregressivePrior, batch: dict[str, Any], rng: torch.Generator) -> dict[str, Tensor]:
+        """Returns "loss", in nats a code."""
+        codes = batch["codes"]
+        ids, mask = (x.to(codes.device) for x in ids_and_mask(self.tokenizer, batch["caption"], model.config.context))
+        logits = model(ids, mask, batch["text"], batch["dot"], codes)  # (B, K, buckets)
+        return {"loss": F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())}

@@ -1,0 +1,73 @@
+"""The long trials at toy length: each can be run, gives figures, and says so when a promise is not held."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2]))
+
+from tests.soak import __main__ as soak
+from tests.soak import store
+from tests.soak.figures import Figure, Settings, Skipped, at_most, exactly, percentile
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    small = {
+        "rounds": 2,
+        "stopped": 4,
+        "lost": 1,
+        "cancels": 2,
+        "updates": 1,
+        "creates": 20,
+        "cap": 5,
+        "queued": 30,
+        "fills": 1,
+    }
+    return Settings(tmp_path, minutes=0.05, stalled=5, **small)
+
+
+@pytest.mark.parametrize("name", ["kills", "overload", "queue", "leaks"])
+def test_a_trial_gives_figures_that_hold(settings: Settings, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store.postgres_server, "_programs", lambda: None)  # the tests of each kind of store use it
+    figures = list(soak.TRIALS[name](settings))
+    timed = ("p99", "answers", "create", "get", "list", "list_100", "queue")  # a busy machine may be slow
+    assert [figure for figure in figures if figure.held is False and not figure.name.endswith(timed)] == []
+    assert any(figure.held for figure in figures)
+
+
+def test_goals() -> None:
+    assert exactly("lost", 0, 0).held
+    assert not exactly("lost", 1, 0).held
+    assert at_most("p99", 0.5, 0.5).held
+    assert not at_most("p99", 0.51, 0.5).held
+    assert percentile([float(n) for n in range(100, 0, -1)], 0.99) == 100
+    assert percentile([3.0], 0.5) == 3
+
+
+def test_what_is_not_held_is_said_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def bad(_: Settings) -> Iterator[Figure]:
+        yield exactly("lost", 1, 0, "jobs")
+        raise RuntimeError("the disk is gone")
+
+    def absent(_: Settings) -> Iterator[Figure]:
+        raise Skipped("no server here")
+        yield
+
+    monkeypatch.setattr(soak, "TRIALS", {"kills": bad, "disk": absent})
+    out = tmp_path / "deep" / "soak.json"
+    monkeypatch.setattr(sys, "argv", ["soak", "--minutes", "0.01", "--out", str(out)])
+    assert soak.main() == 1
+    said = capsys.readouterr().out
+    assert "NOT HELD" in said
+    assert "not held: kills/lost, kills/broke off" in said
+    trials = json.loads(out.read_text())["trials"]
+    assert [figure["name"] for figure in trials["kills"]] == ["lost", "broke off", "took"]
+    assert trials["disk"][0]["unit"] == "no server here"

@@ -1,0 +1,296 @@
+"""A whole `tubelet serve` with a worker: too many creators, a long queue, hostile files, clients that stall, hours of work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import random
+import resource
+import signal
+import socket
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import older
+from conftest import save_tiny
+from test_serve_intake import HOSTILE
+from test_serve_whole import Server, until
+from tests.soak.figures import Figure, Settings, Skipped, at_most, exactly, percentile
+
+MIB = 2**20
+SAMPLES = 200
+"""Of memory, during the watch for leaks."""
+POLLS = 0.02
+"""Seconds between two polls of a bystander."""
+
+
+def overload(settings: Settings) -> Iterator[Figure]:
+    """Many creators at once before a small queue, while a bystander polls (R5)."""
+    with _served(settings, "overload", "--cap", str(settings.cap)) as server:
+        server.http.post("/v1/queue", json={"paused": True}).raise_for_status()
+        watched = server.ask()
+        before = memory(server.process.pid)
+        with _polling(server, f"/v1/videos/{watched}") as polls:
+            begin = time.monotonic()
+            answers = asyncio.run(_creating(str(server.http.base_url), settings.creates))
+            took = time.monotonic() - begin
+        said = Counter(answer.status_code for answer in answers)
+        waits = [int(answer.headers.get("retry-after", 0)) for answer in answers if answer.status_code == 429]
+        queued = server.http.get("/v1/queue").json()["queued"]
+        yield Figure("creates", settings.creates, f"at once, {took:.1f} s, client on the same machine")
+        yield exactly("accepted", said[200], min(settings.creates, settings.cap - 1), f"into a queue of {settings.cap} with 1")
+        yield exactly("queued", queued, min(settings.creates + 1, settings.cap))
+        yield exactly("other", settings.creates - said[200] - said[429], 0, f"neither 200 nor 429 ({dict(said)})")
+        yield at_most("retry_after", max(waits, default=1), 60, f"s, the least {min(waits, default=1)}")
+        yield from _polled("get", polls, 0.5)
+        yield at_most("memory", (memory(server.process.pid) - before) / MIB, 200, "MiB more")
+
+
+def queue(settings: Settings) -> Iterator[Figure]:
+    """A long queue: how soon the server is ready after a kill, and what each request takes (R4, R5)."""
+    folder = settings.folder / "queue"
+    folder.mkdir()
+    older.write_schema_1(f"sqlite:///{folder / 'tubelet.db'}", settings.queued)
+    with _served(settings, "queue", "--cap", str(10 * settings.queued + 1000)) as server:
+        yield Figure("queued", server.http.get("/v1/queue").json()["queued"], "jobs, in a store of the version before")
+        server.http.post("/v1/queue", json={"paused": True}).raise_for_status()
+        for name, call in _requests(server).items():
+            seconds = [_timed(call) for _ in range(100)]
+            p50, p99 = percentile(seconds, 0.5), percentile(seconds, 0.99)
+            yield at_most(name, 1e3 * p99, 500, f"ms p99, {1e3 * p50:.1f} ms p50")
+        begin = time.monotonic()
+        seen = list(_every(server))
+        yield exactly("walk", len(seen) - len(set(seen)), 0, f"of {len(seen)} seen twice, in pages of 100, {_since(begin)}")
+        server.process.kill()
+        server.process.wait()
+    begin = time.monotonic()
+    with _served(settings, "queue") as server:
+        until(lambda: server.http.get("/healthz").status_code == 200)
+        answered = time.monotonic() - begin
+        until(lambda: server.http.get("/readyz").status_code == 200)
+        yield at_most("answers", answered, 5, "s from the start after kill -9 to the first answer, imports included")
+        yield Figure("ready", time.monotonic() - begin, "s to a worker with its system loaded")
+        server.http.post("/v1/queue", json={"paused": False}).raise_for_status()
+        begin = time.monotonic()
+        until(lambda: server.events("started"))
+        yield Figure("first", time.monotonic() - begin, "s until a worker has claimed the first one")
+
+
+def media(settings: Settings) -> Iterator[Figure]:
+    """Every hostile file to every door that takes one (R9, S4)."""
+    with _served(settings, "media") as server:
+        before, files = memory(server.process.pid), descriptors(server.process.pid)
+        slowest, accepted = 0.0, []
+        for name, (make, _) in HOSTILE.items():
+            data = make()
+            for path, field in (("/v1/videos", "input_reference"), ("/v1/videos/edits", "video")):
+                begin = time.monotonic()
+                answer = server.http.post(path, data={"prompt": "p"}, files={field: ("film.mp4", io.BytesIO(data))})
+                slowest = max(slowest, time.monotonic() - begin)
+                if answer.status_code not in (400, 413) or not answer.json()["error"]["code"]:
+                    accepted.append(f"{name}: {answer.status_code}")
+        yield Figure("files", len(HOSTILE), "at two doors")
+        yield exactly("accepted", len(accepted), 0, f"not refused: {accepted[:3]}" if accepted else "not refused")
+        yield at_most("slowest", slowest, 20, "s, the decoder's limit")
+        yield at_most("memory", (memory(server.process.pid) - before) / MIB, 50, "MiB more")
+        yield at_most("descriptors", descriptors(server.process.pid) - files, 2, "more")
+
+
+def stalls(settings: Settings) -> Iterator[Figure]:
+    """Uploads that stop in the middle and listeners that never read, while a bystander polls (R9)."""
+    with _served(settings, "stalls") as server, contextlib.ExitStack() as opened:
+        place = (server.http.base_url.host, server.http.base_url.port)
+        watched = server.ask()
+        until(lambda: server.video(watched)["status"] == "completed")
+        half = "content-type: application/json\r\ncontent-length: 5000\r\n\r\n{"
+        for number in range(2 * settings.stalled):
+            line = opened.enter_context(socket.create_connection(place, timeout=60))
+            head = f"POST /v1/videos HTTP/1.1\r\nhost: 127.0.0.1\r\n{half}"
+            if number % 2:
+                head = f"GET /v1/videos/{watched}/content HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+            line.sendall(head.encode())
+        with _polling(server, f"/v1/videos/{watched}") as polls:
+            time.sleep(5)
+        yield Figure("stalled", settings.stalled, "uploads, and as many downloads that nobody reads")
+        yield from _polled("get", polls, 1.0)
+
+
+def cancels(settings: Settings) -> Iterator[Figure]:
+    """Running films that are cancelled at random moments (R10)."""
+    with _served(settings, "cancels") as server:
+        chance, seconds = random.Random(7), []
+        for number in range(settings.cancels):
+            id = server.ask(seconds="20", steps=400, seed=number)
+            until(lambda id=id: server.video(id)["status"] == "in_progress")
+            time.sleep(chance.uniform(0, 1))
+            begin = time.monotonic()
+            server.http.post(f"/v1/videos/{id}/cancel").raise_for_status()
+            until(lambda id=id: server.video(id)["status"] == "failed")
+            seconds.append(time.monotonic() - begin)
+        yield at_most("slowest", max(seconds), 2.5, f"s of {len(seconds)}, p50 {percentile(seconds, 0.5):.2f} s")
+        journals = settings.folder / "cancels" / "journals"
+        yield exactly("journals", len(list(journals.iterdir())) if journals.exists() else 0, 0, "left behind")
+        yield exactly("starts", len(server.events("worker started")), 1, "of the worker")
+
+
+def leaks(settings: Settings) -> Iterator[Figure]:
+    """Films, refusals, lists, downloads, listeners and deletions for a long time (R15)."""
+    if not Path("/proc/self/statm").exists():
+        raise Skipped("memory is read from /proc")
+    with _served(settings, "leaks") as server:
+        worker = server.events("worker started")[0]["pid"]
+        watched = {"server": server.process.pid, "worker": worker}
+        begin, every = time.monotonic(), 60 * settings.minutes / SAMPLES
+        seen: dict[str, list[tuple[float, int, int]]] = {name: [] for name in watched}
+        turns = 0
+        while (now := time.monotonic() - begin) < 60 * settings.minutes:
+            _turn(server, turns)
+            turns += 1
+            if now >= every * len(seen["server"]):
+                for name, pid in watched.items():
+                    seen[name].append((now, memory(pid), descriptors(pid)))
+        yield Figure("minutes", settings.minutes, f"{turns} films made, downloaded and deleted")
+        yield exactly("starts", len(server.events("worker started")), 1, "of the worker")
+        for name, samples in seen.items():
+            settled = samples[len(samples) // 3 :]  # caches fill and pools open at the beginning
+            slope, error = _slope([(second / 3600, held / MIB) for second, held, _ in settled])
+            unit = f"MiB/h +- {error:.2f}, at {settled[-1][1] / MIB:.0f} MiB"
+            if error < 0.5:
+                yield at_most(f"{name}/slope", slope, 1.0, unit)
+            else:
+                yield Figure(f"{name}/slope", slope, f"{unit}: too short to judge")
+            fewer, more = settled[: len(settled) // 2], settled[len(settled) // 2 :]
+            grown = statistics.median(open for *_, open in more) - statistics.median(open for *_, open in fewer)
+            yield at_most(f"{name}/descriptors", grown, 1, f"more, at {settled[-1][2]}")
+
+
+def _turn(server: Server, number: int) -> None:
+    """What a client does with a film, and some things that it ought not to do."""
+    http = server.http
+    id = server.ask(seconds="1", seed=number)
+    assert http.post("/v1/videos", json={"prompt": ""}).status_code == 400
+    bad = {"input_reference": ("x.png", io.BytesIO(b"\x89PNG\r\n\x1a\n" + bytes(100)))}
+    assert http.post("/v1/videos", data={"prompt": "p"}, files=bad).status_code == 400
+    with http.stream("GET", f"/v1/videos/{id}/events") as stream:
+        for _ in stream.iter_lines():
+            if number % 2:
+                break  # some go away early
+    video = until(lambda: (found := server.video(id))["status"] in ("completed", "failed") and found)
+    assert video["status"] == "completed", video
+    for variant in ("video", "thumbnail", "spritesheet"):
+        assert http.get(f"/v1/videos/{id}/content", params={"variant": variant}).status_code == 200
+    assert http.get("/v1/videos").json()["data"][0]["id"] == id
+    assert http.get("/metrics").status_code == 200
+    assert http.delete(f"/v1/videos/{id}").status_code == 200
+
+
+def _requests(server: Server) -> dict[str, Callable[[], httpx.Response]]:
+    """What clients do with a queue, by name."""
+    http = server.http
+    last = http.get("/v1/videos", params={"limit": 1}).json()["data"][0]["id"]
+    return {
+        "create": lambda: http.post("/v1/videos", json={"prompt": "a red ball falls", "model": "tiny"}),
+        "get": lambda: http.get(f"/v1/videos/{last}"),
+        "list": lambda: http.get("/v1/videos"),
+        "list_100": lambda: http.get("/v1/videos", params={"limit": 100}),
+        "queue": lambda: http.get("/v1/queue"),
+    }
+
+
+def _every(server: Server) -> Iterator[str]:
+    """The ids of all films, page by page."""
+    more: dict[str, Any] = {"limit": 100}
+    while True:
+        page = server.http.get("/v1/videos", params=more).json()
+        yield from (video["id"] for video in page["data"])
+        if not page["has_more"]:
+            return
+        more["after"] = page["last_id"]
+
+
+async def _creating(url: str, number: int) -> list[httpx.Response]:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+        body = {"prompt": "a red ball falls", "model": "tiny"}
+        return await asyncio.gather(*(client.post("/v1/videos", json={**body, "seed": n}) for n in range(number)))
+
+
+@contextlib.contextmanager
+def _served(settings: Settings, name: str, *options: str) -> Iterator[Server]:
+    """A server with one worker of a tiny system, in the folder of this name; ready."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # of this client
+    system = settings.folder / "tiny"
+    if not system.exists():
+        save_tiny(system)
+    server = Server(system, settings.folder / name, *options)
+    try:
+        until(lambda: server.http.get("/readyz").status_code == 200)
+        yield server
+        assert server.process.poll() is not None or server.end(signal.SIGTERM) == 0
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+@contextlib.contextmanager
+def _polling(server: Server, path: str) -> Iterator[list[float]]:
+    """A bystander in a thread of its own: the seconds of each of its answers, once the block has ended."""
+    seconds: list[float] = []
+    over = threading.Event()
+
+    def poll() -> None:
+        with httpx.Client(base_url=server.http.base_url, timeout=60) as client:
+            while not over.wait(POLLS):
+                seconds.append(_timed(lambda: client.get(path)))
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    try:
+        yield seconds
+    finally:
+        over.set()
+        thread.join()
+
+
+def _polled(name: str, seconds: list[float], most: float) -> Iterator[Figure]:
+    yield Figure(f"{name}/polls", len(seconds), f"meanwhile, p50 {1e3 * percentile(seconds, 0.5):.0f} ms")
+    yield at_most(f"{name}/p99", percentile(seconds, 0.99), most, "s")
+
+
+def _timed(call: Callable[[], httpx.Response]) -> float:
+    begin = time.monotonic()
+    call().raise_for_status()
+    return time.monotonic() - begin
+
+
+def _since(begin: float) -> str:
+    return f"{time.monotonic() - begin:.1f} s"
+
+
+def memory(pid: int) -> int:
+    """Bytes of memory that a process holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def descriptors(pid: int) -> int:
+    """Files that a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def _slope(points: list[tuple[float, float]]) -> tuple[float, float]:
+    """Least squares: the slope and its standard error."""
+    times, values = [time for time, _ in points], [value for _, value in points]
+    line = statistics.linear_regression(times, values)
+    centre = statistics.fmean(times)
+    spread = sum((time - centre) ** 2 for time in times)
+    rest = sum((value - line.slope * time - line.intercept) ** 2 for time, value in points)
+    return line.slope, (rest / max(1, len(points) - 2) / spread) ** 0.5
