@@ -11,11 +11,17 @@ import torch
 
 from tubelet.cli import main
 from tubelet.codecs import build_codec
+from tubelet.core.files import write_json
+from tubelet.core.types import Video
+from tubelet.data.schema import Record
+from tubelet.data.shards import ShardWriter
 from tubelet.generate.engine import Sampling
 from tubelet.generate.folder import save_system
+from tubelet.generate.system import load
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.text.bpe import train
 from tubelet.text.own import OwnTextConfig, OwnTextEncoder
+from tubelet.worlds import WORLDS, foreground
 
 
 class Said(NamedTuple):
@@ -52,6 +58,26 @@ def save_tiny(folder: Path, seed: int = 0) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("systems") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a finished run of worlds-64 leaves, of a random codec on clips of 5 frames of 32 x 32 pixels, six kinds in turn."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    folder.mkdir()
+    (folder / "system").symlink_to(tiny)
+    codec = load(tiny, device="cpu", dtype="float32").codec
+    kinds = ("slide", "fall", "bounce", "parabola", "collision", "billiard")
+    with ShardWriter(folder / "latents") as writer:
+        for number in range(18):
+            episode = WORLDS["phys2d"].sample(number, 32, 32, 5, 8.0, kind=kinds[number % len(kinds)])
+            latent = codec.encode(Video.from_uint8(episode.video, 8.0).pixels)[0].to(torch.bfloat16)
+            colour = torch.from_numpy(foreground(episode.video)[:, ::8, ::8].copy())
+            captions = [{"text": getattr(episode, kind), "kind": kind} for kind in ("dense", "short", "human")]
+            record = Record(f"phys2d-{number}", {"latent": latent, "foreground": colour}, {"captions": captions, "fps": 8.0})
+            writer.add(record)
+    write_json(folder / "export.json", {"export": 0.0})
+    return folder
 
 
 @pytest.fixture

@@ -10,16 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from tubelet.core.files import write_json
-from tubelet.core.types import Video
-from tubelet.data.schema import Record
-from tubelet.data.shards import ShardWriter
 from tubelet.diffusion.paths import VPLinear
 from tubelet.generate.published import OnePicture
-from tubelet.generate.system import load
 from tubelet.models.dit import DiT, DiTConfig
 from tubelet.recipes.lineage import borrow, latents, macs
 from tubelet.recipes.unet_or_dit import EQUAL
@@ -42,23 +36,6 @@ SMALL = [
     for word in ("--set", setting)
 ]
 TRUTH = ("truth", "truth through the codec")
-
-
-@pytest.fixture(scope="module")
-def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a finished run of worlds-64 leaves, of a random codec on clips of 5 frames of 32 x 32 pixels."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    folder.mkdir()
-    (folder / "system").symlink_to(tiny)
-    codec = load(tiny, device="cpu", dtype="float32").codec
-    with ShardWriter(folder / "latents") as writer:
-        for number in range(18):
-            episode = WORLDS["phys2d"].sample(number, 32, 32, 5, 8.0, kind=KINDS[number % len(KINDS)])
-            latent = codec.encode(Video.from_uint8(episode.video, 8.0).pixels)[0].to(torch.bfloat16)
-            captions = [{"text": episode.dense, "kind": "dense"}, {"text": episode.short, "kind": "short"}]
-            writer.add(Record(f"phys2d-{number}", {"latent": latent}, {"captions": captions, "fps": 8.0}))
-    write_json(folder / "export.json", {"export": 0.0})
-    return folder
 
 
 def table_of(folder: Path) -> dict[str, dict[str, float]]:

@@ -16,19 +16,14 @@ from PIL import Image
 
 from tubelet.core.config import to_dict
 from tubelet.core.files import write_json
-from tubelet.core.types import Video
 from tubelet.core.weights import save_module
-from tubelet.data.schema import Record
-from tubelet.data.shards import ShardWriter
 from tubelet.evaluate.report import make_cases
-from tubelet.generate.system import load
 from tubelet.models.clip import CLIP
 from tubelet.nn.principal import fit_buckets, fit_pca
 from tubelet.recipes import load_recipe
 from tubelet.recipes.unclip import ROWS, Codes, UnCLIP, _recoloured
 from tubelet.text.bpe import train as train_tokenizer
 from tubelet.train.unclip import PriorObjective
-from tubelet.worlds import WORLDS
 
 KINDS = ("slide", "fall", "bounce", "parabola")
 CLIP_SIZES = ("head=8", "embed=16", "image=32", "image_width=16", "image_depth=1", "text_width=16", "text_depth=1", "vocab=300")
@@ -48,23 +43,6 @@ SETTINGS = (
     "n=4",
 )
 SMALL = [word for setting in SETTINGS for word in ("--set", setting)]
-
-
-@pytest.fixture(scope="module")
-def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a finished run of worlds-64 leaves, of a random codec on pictures of 32 x 32 pixels."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    folder.mkdir()
-    (folder / "system").symlink_to(tiny)
-    codec = load(tiny, device="cpu", dtype="float32").codec
-    with ShardWriter(folder / "latents") as writer:
-        for number in range(12):
-            episode = WORLDS["phys2d"].sample(number, 32, 32, 5, 8.0, kind=KINDS[number % len(KINDS)])
-            latent = codec.encode(Video.from_uint8(episode.video, 8.0).pixels)[0].to(torch.bfloat16)
-            captions = [{"text": episode.short, "kind": "short"}]
-            writer.add(Record(f"phys2d-{number}", {"latent": latent}, {"captions": captions, "fps": 8.0}))
-    write_json(folder / "export.json", {"export": 0.0})
-    return folder
 
 
 def test_unclip_stopped_and_resumed(

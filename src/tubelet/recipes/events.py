@@ -17,7 +17,6 @@ paper's 3136; so both counts of multiply-accumulates are given, and what factori
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,17 +28,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tubelet.core.files import read_json, write_json
-from tubelet.data.stream import Source, TensorSource
+from tubelet.data.stream import TensorSource
 from tubelet.evaluate.report import world_of
 from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.models import c3d, navit, timesformer, vivit, vtn
 from tubelet.nn.blocks import EncoderBlock
-from tubelet.recipes.lineage import Figures, Row, compare, millions, plain
+from tubelet.recipes.lineage import Figures, Row, compare, millions, plain, train_row
 from tubelet.recipes.worlds import Job, in_memory
 from tubelet.runtime.device import choose_device, seconds_per_call
 from tubelet.train.classify import ClassifyObjective, as_pixels
-from tubelet.train.loop import Objective, TrainConfig, train
+from tubelet.train.loop import TrainConfig
 from tubelet.train.optim import OptimizerConfig
 from tubelet.worlds.constants import KINDS, TEST_SEEDS
 
@@ -131,7 +129,7 @@ class Events:
                 # torch 2.13: some of the bf16 gradient of narrow 3-D kernels is memory that nothing was written to.
                 config = replace(config, precision="fp32")
             source = TensorSource(clips("train"), None, seed=config.seed)
-            result = fit(place, ROOMS[name](), ClassifyObjective(), source, config)
+            result = train_row(place, ROOMS[name](), ClassifyObjective(), source, config)
             if result is None:
                 return None
             model, cost = result
@@ -171,22 +169,6 @@ def _job(split: str, place: int) -> Job:
     kind = KINDS[place % len(KINDS)]
     seed = TRAIN_SEED + place if split == "train" else TEST_SEEDS[place]
     return Job(world_of(kind), seed, (SIZE, SIZE), FRAMES, FPS, kind, "held_out" if split == "held_out" else "train")
-
-
-def fit(
-    place: Path, model: nn.Module, objective: Objective, source: Source, config: TrainConfig
-) -> tuple[nn.Module, Figures] | None:
-    """Train a classifier in a folder, or go on there: the averaged model, and what it has cost. None when it was stopped."""
-    clock = place / "seconds.json"
-    before = float(read_json(clock)["training"]) if clock.exists() else 0.0
-    begun = time.perf_counter()
-    result = train(model, objective, source, config, place)
-    seconds = before + time.perf_counter() - begun
-    write_json(clock, {"training": seconds})
-    if not result.finished:
-        return None
-    parameters = sum(p.numel() for p in result.ema.parameters())
-    return result.ema.eval(), {"parameters": float(parameters), "train_seconds": seconds}
 
 
 @torch.no_grad()

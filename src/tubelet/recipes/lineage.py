@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,10 +23,10 @@ from tubelet.core.config import to_dict
 from tubelet.core.errors import UserError
 from tubelet.core.files import read_json, whole_file, write_json
 from tubelet.core.log import note, progress
-from tubelet.core.types import Condition, Video
+from tubelet.core.types import Video
 from tubelet.core.weights import load_tensors, save_tensors
 from tubelet.data.shards import ShardDataset
-from tubelet.data.stream import TensorSource
+from tubelet.data.stream import Source, TensorSource
 from tubelet.evaluate.caption import follow
 from tubelet.evaluate.distance import distances, features
 from tubelet.evaluate.reading import Reading
@@ -44,6 +44,7 @@ from tubelet.worlds.constants import PHYS2D_KINDS
 from tubelet.worlds.grammar import parse
 
 Figures = dict[str, float]
+M = TypeVar("M", bound=nn.Module)
 STILL_FRAMES = 4
 """A picture is judged as a film of so many frames that stands still."""
 SHOWN = 12
@@ -202,12 +203,10 @@ def markdown(results: Mapping[str, Figures], columns: Sequence[Column]) -> str:
 # A trained row
 
 
-def train_row(
-    place: Path, model: TextToVideo, objective: Objective, source: TensorSource, config: TrainConfig
-) -> tuple[TextToVideo, Figures] | None:
+def train_row(place: Path, model: M, objective: Objective, source: Source, config: TrainConfig) -> tuple[M, Figures] | None:
     """Train in a folder, or go on there: the averaged model, and what it has cost in parameters, steps and seconds of training.
 
-    None when it was stopped.
+    Of a `TextToVideo` the denoiser's parameters count, since its words are the same in every row. None when it was stopped.
     """
     clock = place / "seconds.json"
     before = float(read_json(clock)["training"]) if clock.exists() else 0.0
@@ -218,8 +217,9 @@ def train_row(
     if not result.finished:
         return None
     average = result.ema.eval()
-    assert isinstance(average, TextToVideo), "a copy of the model"
-    parameters = sum(p.numel() for p in average.denoiser.parameters())
+    assert isinstance(average, type(model)), "a copy of the model"
+    counted = average.denoiser if isinstance(average, TextToVideo) else average
+    parameters = sum(p.numel() for p in counted.parameters())
     return average, {"parameters": float(parameters), "steps": float(result.step), "train_seconds": seconds}
 
 
@@ -230,11 +230,16 @@ def macs(denoiser: nn.Module, lent: Lent, frames: int, known: int = 0, prompt: s
     sigma = torch.full((1,), 0.5, device=lent.device)
     if known:
         sigma = (torch.arange(frames, device=lent.device) >= known).float()[None] / 2  # (1, T)
-    condition: Condition = lent.text.encode([prompt])
+    return macs_of(denoiser, z, sigma, lent.text.encode([prompt]))
+
+
+@torch.no_grad()
+def macs_of(network: nn.Module, *inputs: Any) -> float:
+    """Multiply-accumulates of one forward."""
     # torch counts the fused attention of every device but the CPU.
     fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
     with FlopCounterMode(display=False, custom_mapping=fused) as counter:
-        denoiser(z, sigma, condition)
+        network(*inputs)
     return counter.get_total_flops() / 2
 
 
@@ -265,6 +270,29 @@ def engine_of(lent: Lent, model: TextToVideo, chain: Chain, cells: int) -> Engin
 
 
 # Films from words, beside what truth scores
+
+
+def film_row(
+    trained: tuple[TextToVideo, Figures] | None,
+    lent: Lent,
+    chain: Chain,
+    cells: int,
+    cases: Mapping[str, Sequence[Case]],
+    sampling: Sampling,
+    facets: Sequence[str],
+    objective: Objective,
+    cost: float,
+) -> Row | None:
+    """What a row says of what `train_row` gave: `film_figures`, the loss of `objective` on the cases "in", and its cost.
+
+    `cells` as in `engine_of`; `cost` in multiply-accumulates. None when the training was stopped.
+    """
+    if trained is None:
+        return None
+    average, figures = trained
+    loss = held_out_loss(average, objective, encoded(lent, cases["in"]), [case.text for case in cases["in"]])
+    made, shown = film_figures(engine_of(lent, average, chain, cells), cases, lent, sampling, facets)
+    return Row({**made, "loss": loss, "macs": cost, **figures}, shown)
 
 
 def films(

@@ -32,8 +32,7 @@ from tubelet.media.resize import Fit, resize
 from tubelet.models.navit import NaViT, NaViTConfig
 from tubelet.nn.dropping import BetaRate, keep_tokens
 from tubelet.nn.patch import token_grid
-from tubelet.recipes.events import fit
-from tubelet.recipes.lineage import Figures, Row, compare, plain
+from tubelet.recipes.lineage import Figures, Row, compare, plain, train_row
 from tubelet.recipes.worlds import Job, in_memory
 from tubelet.train.classify import as_pixels
 from tubelet.train.loop import TrainConfig
@@ -155,7 +154,7 @@ class NaViTSizes:
             budget = round(self.budget / (1 - way.drop.mean)) if way.drop else self.budget
             source = PackStream(clips, tokens, budget, self.train.seed)
             torch.manual_seed(self.train.seed)  # the initial weights
-            result = fit(place, NaViT(self.navit), NamingObjective(way.drop), source, self.train)
+            result = train_row(place, NaViT(self.navit), NamingObjective(way.drop), source, self.train)
             if result is None:
                 return None
             model, cost = result

@@ -24,8 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch import Tensor
 
 from tubelet.codecs.losses import to_pixels
 from tubelet.codecs.tokenizer import TokenizerConfig, VideoTokenizer, usage
@@ -53,6 +52,7 @@ from tubelet.recipes.lineage import (
     compare,
     device_of,
     facet_figures,
+    macs_of,
     millions,
     on_sheet,
     plain,
@@ -255,16 +255,6 @@ def read_back(clips: np.ndarray, cases: Sequence[Case]) -> Figures:
     return {"psnr": float(whole), "psnr_foreground": float(foreground)} | {
         name: value for name, value in read.items() if name.count("/") == 1
     }
-
-
-@torch.no_grad()
-def macs_of(network: nn.Module, *inputs: Any) -> float:
-    """Multiply-accumulates of one forward."""
-    # torch counts the fused attention of every device but the CPU.
-    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
-    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
-        network(*inputs)
-    return counter.get_total_flops() / 2
 
 
 # Models of words

@@ -37,10 +37,7 @@ from tubelet.recipes.lineage import (
     check_kinds,
     compare,
     device_of,
-    encoded,
-    engine_of,
-    film_figures,
-    held_out_loss,
+    film_row,
     latents,
     macs,
     millions,
@@ -121,13 +118,8 @@ class UNetOrDiT:
             cost = macs(model.denoiser.to(lent.device), lent, 1)
             config = scaled(self.train, self.macs(EQUAL, lent) / cost if name == "U-Net" else 1.0)
             result = train_row(place, model, objective, source()(config.seed), config)
-            if result is None:
-                return None
-            average, figures = result
-            texts = [case.text for case in cases["in"]]
-            loss = held_out_loss(average, replace(objective, text_drop=0.0), encoded(lent, cases["in"]), texts)
-            made, shown = film_figures(engine_of(lent, average, chain, cells), cases, lent, self.sampling, FACETS)
-            return Row({**made, "loss": loss, "macs": cost, **figures}, shown)
+            asked = replace(objective, text_drop=0.0)  # as it samples: all words
+            return film_row(result, lent, chain, cells, cases, self.sampling, FACETS, asked, cost)
 
         rows: dict[str, Callable[[Path], Row | None]] = {name: functools.partial(trained, name) for name in ROWS}
         truth = truth_rows(lent, cases, others, FACETS)

@@ -36,10 +36,7 @@ from tubelet.recipes.lineage import (
     check_kinds,
     compare,
     device_of,
-    encoded,
-    engine_of,
-    film_figures,
-    held_out_loss,
+    film_row,
     latents,
     macs,
     millions,
@@ -116,15 +113,9 @@ class WALTAblations:
             cost = macs(model.denoiser.to(lent.device), lent, len(frames))
             objective = FilmObjective(text_drop=self.text_drop, self_conditioning=self.self_conditioning)
             result = train_row(place, model, objective, source()(self.train.seed), self.train)
-            if result is None:
-                return None
-            average, figures = result
-            texts = [case.text for case in cases["in"]]
             # As it samples: all words, and always an estimate where there is one.
             asked = FilmObjective(text_drop=0.0, self_conditioning=1.0)
-            loss = held_out_loss(average, asked, encoded(lent, cases["in"]), texts)
-            made, shown = film_figures(engine_of(lent, average, chain, self.patch), cases, lent, self.sampling, FACETS)
-            return Row({**made, "loss": loss, "macs": cost, **figures}, shown)
+            return film_row(result, lent, chain, self.patch, cases, self.sampling, FACETS, asked, cost)
 
         rows: dict[str, Callable[[Path], Row | None]] = {name: functools.partial(trained, name) for name in ROWS}
         truth = truth_rows(lent, cases, others, FACETS)

@@ -433,22 +433,32 @@ class Video(Answer):
     unused: list[str] = Field(default=[], description="What was asked for and had no effect on this system.")
 
 
-class VideoList(Answer):
-    """A page of videos."""
+class PagedList(Answer):
+    """A part of a list, and whether there is more behind it."""
 
     object: Literal["list"] = "list"
-    data: list[Video]
     first_id: str | None
     last_id: str | None
     has_more: bool
 
 
-class VideoDeleted(Answer):
-    """A video is gone."""
+class VideoList(PagedList):
+    """A page of videos."""
+
+    data: list[Video]
+
+
+class Gone(Answer):
+    """What was deleted."""
 
     id: str
-    object: Literal["video.deleted"] = "video.deleted"
     deleted: Literal[True] = True
+
+
+class VideoDeleted(Gone):
+    """A video is gone."""
+
+    object: Literal["video.deleted"] = "video.deleted"
 
 
 class Character(Answer):
@@ -460,12 +470,10 @@ class Character(Answer):
     name: str
 
 
-class CharacterDeleted(Answer):
+class CharacterDeleted(Gone):
     """A character is gone."""
 
-    id: str
     object: Literal["video.character.deleted"] = "video.character.deleted"
-    deleted: Literal[True] = True
 
 
 class Queue(Answer):
@@ -553,22 +561,16 @@ class File(Answer):
     media_type: str
 
 
-class FileList(Answer):
+class FileList(PagedList):
     """A page of files."""
 
-    object: Literal["list"] = "list"
     data: list[File]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
-class FileDeleted(Answer):
+class FileDeleted(Gone):
     """A file is gone."""
 
-    id: str
     object: Literal["file"] = "file"
-    deleted: Literal[True] = True
 
 
 class Model(Answer):
@@ -640,22 +642,16 @@ class WebhookEndpointWithSecret(WebhookEndpoint):
     signing_secret: str
 
 
-class WebhookEndpointList(Answer):
+class WebhookEndpointList(PagedList):
     """A page of endpoints."""
 
-    object: Literal["list"] = "list"
     data: list[WebhookEndpoint]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
-class WebhookEndpointDeleted(Answer):
+class WebhookEndpointDeleted(Gone):
     """An endpoint is gone."""
 
-    id: str
     object: Literal["webhook_endpoint.deleted"] = "webhook_endpoint.deleted"
-    deleted: Literal[True] = True
 
 
 class WebhookTestResult(Answer):
