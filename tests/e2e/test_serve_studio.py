@@ -598,6 +598,8 @@ def test_moving_over_a_film_looks_through_it(build: Callable[..., Stage], visit:
 def test_films_are_leafed_through_with_the_arrow_keys(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
     page = visit(build({"prompt": "oldest"}, {"prompt": "middle"}, {"prompt": "newest"})).open()
     page.get_by_role("link", name="newest").click()
+    page.get_by_role("dialog", name="newest").get_by_role("heading", name="newest").wait_for()
+    see(page, PLAYABLE)
     for key, words in (("ArrowRight", "middle"), ("ArrowRight", "oldest"), ("ArrowRight", "oldest"), ("ArrowLeft", "middle")):
         page.keyboard.press(key)
         page.get_by_role("dialog", name=words).get_by_role("heading", name=words).wait_for()
