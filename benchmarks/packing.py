@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.timing import Figure, Settings, attention, compare
 from tubelet.core.types import Condition
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
-from tubelet.nn.packing import first_fit
+from tubelet.nn.packing import fill_packs
 from tubelet.runtime.cpu import attention_as_products
 from tubelet.runtime.device import fast_bf16
 
@@ -33,12 +33,12 @@ def packing(settings: Settings) -> Iterator[Figure]:
         sizes = [size for size, count in mix for _ in range(count)]
         tokens = [math.prod(size) // 4 for size in sizes]
         order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(0)).tolist()
-        pack = sorted(first_fit(tokens, order, BUDGET)[0], key=lambda i: -tokens[i])
+        pack = sorted(fill_packs(tokens, order, BUDGET)[0], key=lambda i: -tokens[i])
         with attention(attention_as_products):
             seconds = compare(_contestants([sizes[i] for i in pack], bf16), settings)
         real = sum(tokens[i] for i in pack)
         many = tokens * 500
-        packs = first_fit(many, torch.randperm(len(many), generator=torch.Generator().manual_seed(0)).tolist(), BUDGET)
+        packs = fill_packs(many, torch.randperm(len(many), generator=torch.Generator().manual_seed(0)).tolist(), BUDGET)
         how = f"{len(pack)} clips, {real} tokens, {'bf16' if bf16 else 'fp32'}, forward and backward"
         yield Figure(f"packing/{name}/tokens", real / seconds["packed"], "tokens/s", how)
         yield Figure(
@@ -46,7 +46,7 @@ def packing(settings: Settings) -> Iterator[Figure]:
         )
         yield Figure(f"packing/{name}/one_by_one", seconds["one_by_one"] / seconds["packed"], "x as fast", "each clip alone")
         empty = 1 - sum(many) / (BUDGET * len(packs))
-        yield Figure(f"packing/{name}/padding", empty, "of the budget", f"first fit into {BUDGET} tokens", "< 0.02")
+        yield Figure(f"packing/{name}/padding", empty, "of the budget", f"packs of {BUDGET} tokens", "< 0.02")
 
 
 def _contestants(sizes: list[tuple[int, int, int]], bf16: bool) -> dict[str, Callable[[], None]]:

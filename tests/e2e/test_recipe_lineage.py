@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tubelet.core.errors import UserError
 from tubelet.diffusion.paths import VPLinear
 from tubelet.generate.published import OnePicture
 from tubelet.models.dit import DiT, DiTConfig
@@ -169,6 +170,22 @@ def test_clips_are_lent_by_kind_with_their_short_captions(whole: Path) -> None:
         WORLDS["phys2d"].sample(n, 32, 32, 5, 8.0, kind=KINDS[n % len(KINDS)]).short for n in range(18) if n % len(KINDS) < 2
     )
     assert not any(p.requires_grad for p in lent.text.parameters())
+
+
+def test_clips_are_lent_with_every_second_frame_and_several_kinds_of_words(whole: Path) -> None:
+    lent = borrow(str(whole), "cpu")
+    kinds, words = ("fall", "slide"), {"short": 0.6, "human": 0.4}
+    source = latents(lent, kinds, range(0, 5, 2), words, count=5, foreground=True)(0)
+    assert len(source) == 5
+    batch = source.draw(5)
+    assert batch["latent"].shape == (5, 4, 3, 4, 4)
+    assert batch["foreground"].shape == (5, 3, 4, 4)
+    episodes = [WORLDS["phys2d"].sample(n, 32, 32, 5, 8.0, kind=KINDS[n % len(KINDS)]) for n in range(18)]
+    for place, text in zip(batch["index"].tolist(), batch["caption"], strict=True):
+        episode = [one for one in episodes if one.tags["kind"] in kinds][place]
+        assert text in (episode.short, episode.human)
+    with pytest.raises(UserError, match="has no clips of occlude"):
+        latents(lent, ("occlude",), [0])
 
 
 def test_a_film_is_judged_from_where_it_was_made() -> None:

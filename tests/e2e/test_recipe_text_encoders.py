@@ -18,12 +18,9 @@ from tubelet.core.weights import save_module
 from tubelet.evaluate.report import make_cases
 from tubelet.models.clip import CLIP, CLIPConfig
 from tubelet.recipes import load_recipe
-from tubelet.recipes.lineage import borrow
-from tubelet.recipes.text_encoders import CLIP_TEXT, MINILM, OWN, CLIPWords, TextEncoders, human_cases, started
+from tubelet.recipes.text_encoders import CLIP_TEXT, MINILM, OWN, CLIPWords, human_cases, started
 from tubelet.text.bpe import train as train_tokenizer
-from tubelet.worlds import WORLDS
 
-KINDS = ("slide", "fall", "bounce", "parabola", "collision", "billiard")
 TOY = (
     "train.steps=2", "train.batch=2", "train.warmup=0", "train.precision=fp32", "train.progress=false", "train.compile=false",
     "sampling.steps=2", "n=4", "samples=1", "denoiser.width=32", "denoiser.depth=1", "denoiser.heads=2", "own.width=32",
@@ -78,22 +75,6 @@ def test_readers_are_trained_with_measured_and_added(whole: Path, clip: Path, tm
     assert "all, human" in (tmp_path / "run" / "table.md").read_text()
     own = started(str(tmp_path / "run" / "own--learned-along"), load_recipe("text-encoders", list(TOY)).own)
     assert own.encode(["a red ball"]).states.abs().sum() > 0
-
-
-def test_clips_come_with_every_second_frame_and_their_own_words(whole: Path) -> None:
-    lent = borrow(str(whole), "cpu")
-    recipe = TextEncoders(kinds=("fall", "slide"), clips=5)
-    source = recipe._clips(lent)(0)
-    assert len(source) == 5
-    batch = source.draw(5)
-    assert batch["latent"].shape == (5, 4, 3, 4, 4)
-    assert batch["foreground"].shape == (5, 3, 4, 4)
-    episodes = [WORLDS["phys2d"].sample(n, 32, 32, 5, 8.0, kind=KINDS[n % len(KINDS)]) for n in range(18)]
-    for place, text in zip(batch["index"].tolist(), batch["caption"], strict=True):
-        episode = [one for one in episodes if one.tags["kind"] in recipe.kinds][place]
-        assert text in (episode.short, episode.human)
-    with pytest.raises(UserError, match="has no clips of occlude"):
-        TextEncoders(kinds=("occlude",))._clips(lent)
 
 
 def test_words_of_a_clip_are_states_up_to_the_end_token(clip: Path) -> None:

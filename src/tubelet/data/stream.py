@@ -18,7 +18,7 @@ from torch import Tensor
 from tubelet.core.errors import UserError
 from tubelet.data.batching import collate, plan_batches
 from tubelet.data.schema import Record
-from tubelet.nn.packing import first_fit
+from tubelet.nn.packing import fill_packs
 
 State = dict[str, Any]
 """JSON values that say where a source stands."""
@@ -348,7 +348,7 @@ class PackStream:
     def plan(self, epoch: int) -> list[list[int]]:
         """The packs of an epoch, from (seed, epoch, budget, tokens) alone; every item appears once."""
         if self._plan is None or self._plan[0] != epoch:
-            packs = first_fit(self.tokens, permutation(len(self.tokens), self.seed, epoch).tolist(), self.budget)
+            packs = fill_packs(self.tokens, permutation(len(self.tokens), self.seed, epoch).tolist(), self.budget)
             shuffled = np.argsort(mix(self.seed, epoch, np.arange(len(packs), dtype=np.int64), 3), kind="stable")
             self._plan = epoch, [packs[place] for place in shuffled]
         return self._plan[1]

@@ -26,7 +26,7 @@ from tubelet.core.log import note, progress
 from tubelet.core.types import Video
 from tubelet.core.weights import load_tensors, save_tensors
 from tubelet.data.shards import ShardDataset
-from tubelet.data.stream import Source, TensorSource
+from tubelet.data.stream import Source, TensorSource, names_of
 from tubelet.evaluate.caption import follow
 from tubelet.evaluate.distance import distances, features
 from tubelet.evaluate.reading import Reading
@@ -92,29 +92,44 @@ def check_kinds(kinds: Sequence[str]) -> None:
         raise UserError(f"kinds are some of {', '.join(PHYS2D_KINDS)}, got {list(kinds)}; choose among them")
 
 
-def latents(lent: Lent, kinds: Sequence[str], frames: Sequence[int]) -> Callable[[int], TensorSource]:
-    """The run's clips of these kinds, their latent `frames` alone, with short captions: a source of them for each seed.
+SHORT = {"short": 1.0}
 
-    Raises UserError when the run has none.
+
+def latents(
+    lent: Lent,
+    kinds: Sequence[str],
+    frames: Sequence[int],
+    proportions: Mapping[str, float] = SHORT,
+    *,
+    count: int | None = None,
+    foreground: bool = False,
+    folder: Path | None = None,
+) -> Callable[[int], TensorSource]:
+    """The run's clips of these kinds (the first `count`), their latent `frames` alone: a source of them for each seed.
+
+    `proportions` of the kinds of captions as in `data.stream`; `foreground`: its mask, too; `folder` holds the latents where
+    they are not the run's own. Raises UserError when there are none.
     """
-    dataset = ShardDataset(lent.folder / "latents")
+    dataset = ShardDataset(folder or lent.folder / "latents")
     shape = (lent.codec.channels, *lent.cells)
-    values: list[Tensor] = []
+    kept: dict[str, list[Tensor]] = {"latent": [], **({"foreground": []} if foreground else {})}
     captions: list[list[dict[str, str]]] = []
     with progress("reading latents", "clips") as advance:
         for index in range(len(dataset)):
-            record = dataset.read(index)
+            record = dataset.read(index) if count is None or len(captions) < count else None
             advance(index + 1, len(dataset))
             if record is None or record.tensors["latent"].shape != shape:
                 continue
-            text = next(one["text"] for one in record.meta["captions"] if one["kind"] == "short")
-            if parse(text).get("kind") in kinds:
-                values.append(record.tensors["latent"][:, list(frames)].clone())
-                captions.append([{"text": text, "kind": "short"}])
-    if not values:
-        raise UserError(f"{lent.folder} has no clips of {', '.join(kinds)}; choose other kinds, or another run")
-    whole = torch.stack(values)  # (n, C, T, h, w)
-    return lambda seed: TensorSource({"latent": whole}, captions, seed=seed, proportions={"short": 1.0})
+            said = record.meta["captions"]
+            if parse(next(one["text"] for one in said if one["kind"] == "short")).get("kind") in kinds:
+                for name, values in kept.items():
+                    time = 1 if name == "latent" else 0
+                    values.append(record.tensors[name].index_select(time, torch.tensor(list(frames))))
+                captions.append([one for one in said if any(proportions.get(name) for name in names_of(one))])
+    if not captions:
+        raise UserError(f"{dataset.folder} has no clips of {', '.join(kinds)}; choose other kinds, or another run")
+    tensors = {name: torch.stack(values) for name, values in kept.items()}  # (n, C, T, h, w), (n, T, h, w)
+    return lambda seed: TensorSource(tensors, captions, seed=seed, proportions=proportions)
 
 
 # Rows and their table
@@ -306,13 +321,17 @@ def films(
 
 
 def facet_figures(clips: Sequence[np.ndarray], cases: Sequence[Case], facets: Sequence[str], split: str) -> Figures:
-    """`FACET/SPLIT`: the share of uint8 clips `(T, H, W, 3)` that show what their caption names of each of `facets`."""
+    """`FACET/SPLIT`: the share of uint8 clips `(T, H, W, 3)` that show what their caption names of each of `facets`.
+
+    `all/SPLIT`: the share that shows all of it. Empty without cases.
+    """
     right: dict[str, list[bool]] = defaultdict(list)
     for clip, case in zip(clips, cases, strict=True):
         film = np.repeat(clip, STILL_FRAMES, 0) if len(clip) == 1 else clip
-        for facet, value in follow(Reading(film, case.fps), case.fps, case.wanted).items():
-            if facet in facets:
-                right[facet].append(value)
+        shown = follow(Reading(film, case.fps), case.fps, case.wanted)
+        asked = {facet: value for facet, value in shown.items() if facet in facets}
+        for facet, value in {**asked, "all": all(asked.values())}.items():
+            right[facet].append(value)
     return {f"{facet}/{split}": float(np.mean(values)) for facet, values in right.items()}
 
 

@@ -1,55 +1,75 @@
-"""recaptioning: what do captions matter? One denoiser, trained on five blends of bad captions and of a captioner's.
+"""recaptioning: what do captions matter? One small denoiser, trained on five blends of bad captions and of a captioner's.
 
 Paper: DALL-E 3 (Betker et al. 2023), sections 2 and 3: captions written by a captioner, and a few original ones among them.
 Command: tubelet train recaptioning
-Cost: not measured, it has not been run yet; five trainings of an eighth of worlds-64 each, after worlds-64 and captioner.
-Score: none yet; a run leaves table.json, table.md, captions.json and recaptioning.png in its folder.
+Cost: not measured, it has not been run yet; sized for half an hour on two cores, after worlds-64 and captioner.
+Score: none yet; a run leaves table.json, table.md, captions.json and sheet.png in its folder.
 
 On one run's latents the worlds' own captions are made as bad as the web's (curate.degrade), and a captioner writes dense ones
 of what it sees of each clip. The trainings differ in the share of its captions alone, chosen anew at each draw. Each is asked
 with short prompts and with the same prompts expanded to dense ones: a model that has read long captions wants long prompts.
-captions.json says how much of a scene either kind of caption names rightly.
+captions.json says how much of a scene either kind of caption names rightly. Clips have one object and every second frame.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tubelet.core.config import from_dict, to_dict
+from tubelet.core.config import to_dict
 from tubelet.core.errors import UserError
-from tubelet.core.files import read_json, whole_file, write_json
-from tubelet.core.log import note
+from tubelet.core.files import write_json
 from tubelet.core.types import Video
 from tubelet.curate.captioners import CoCaCaptioner, load_captioner
 from tubelet.curate.degrade import KIND, Rates, alt_text
 from tubelet.curate.recaption import Caption, add_captions, captions_of
 from tubelet.data.schema import Record
 from tubelet.data.shards import SEAL, ShardDataset
-from tubelet.data.stream import names_of
+from tubelet.data.stream import TensorSource, names_of
+from tubelet.diffusion.paths import SigmaSampling
 from tubelet.evaluate.caption import FACETS
-from tubelet.evaluate.report import Case, evaluate_clips, make_cases
-from tubelet.generate.system import System, load
-from tubelet.media.sheet import contact_sheet, save_sheet
+from tubelet.evaluate.report import make_cases
+from tubelet.evaluate.tasks import MOVING
+from tubelet.generate.engine import Engine, Sampling
+from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.recipes.captioner import score
-from tubelet.recipes.worlds import PROMPTS, WorldsRecipe
-from tubelet.runtime.device import choose_device
+from tubelet.recipes.lineage import (
+    Lent,
+    Row,
+    borrow,
+    check_kinds,
+    compare,
+    device_of,
+    film_figures,
+    latents,
+    plain,
+    train_row,
+    truth_rows,
+)
+from tubelet.runtime.cpu import accelerate
+from tubelet.text import TOKENIZER_FILE
+from tubelet.text.bpe import Tokenizer
+from tubelet.text.bpe import train as train_tokenizer
 from tubelet.text.expand import RuleExpander
+from tubelet.text.own import OwnTextConfig, OwnTextEncoder
 from tubelet.train.loop import TrainConfig
 from tubelet.train.optim import OptimizerConfig
-from tubelet.worlds.constants import KINDS
+from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective
 from tubelet.worlds.expand import compose_dense, parse_scene
 from tubelet.worlds.grammar import parse
 
 SOURCE = "captioner"
 """What the captioner's captions are called, whichever it is."""
-ASKED = {"short": None, "expanded": RuleExpander(parse_scene, compose_dense)}
-"""Ways of asking, and what rewrites the prompts."""
+ASKED = ("short", "expanded")
+"""Ways of asking."""
+OTHERS = 1_000_000
+"""Test seeds from here on are truth that no prompt is made of."""
 
 
 @dataclass(frozen=True)
@@ -57,38 +77,33 @@ class Recaptioning:
     """What all trainings share, and the blends in which they differ. Raises UserError when the blends cannot be."""
 
     whole: str = "runs/worlds-64"
-    """The folder of a finished run on the worlds, whose latents, codec and networks are used."""
+    """The folder of a finished run of worlds-64, whose latents and codec are used."""
     captioner: str = "runs/captioner"
     """The folder of a trained captioner; `world` takes the worlds' own dense captions, as one without mistakes would write."""
-    start: str | None = None
-    """A system to go on from, of the same codec and networks; without one the denoiser begins anew."""
     blends: tuple[float, ...] = (0.0, 0.65, 0.8, 0.95, 1.0)
-    """Shares of the captioner's captions, in whole hundredths."""
+    """Shares of the captioner's captions, in whole hundredths. They may change in a folder."""
+    kinds: tuple[str, ...] = MOVING
+    every: int = 2
+    """Every so many frames of a clip are its film."""
     clips: int = 12_000
-    """The first so many clips of the run."""
+    """The first so many clips of the run; those of other kinds are left out."""
     rates: Rates = field(default_factory=Rates)
-    sketch: TrainConfig | None = field(
+    words: OwnTextConfig = field(default_factory=OwnTextConfig)
+    denoiser: SpacetimeConfig = field(
+        default_factory=lambda: SpacetimeConfig(width=192, depth=6, heads=3, in_channels=8, patch=(1, 2, 2))
+    )
+    train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=325,
-            batch=64,
-            warmup=30,
-            end=0.5,
+            steps=1000,
+            batch=32,
+            warmup=60,
             optimizer=OptimizerConfig(learning_rate=4.5e-3, learning_rate_adamw=2e-3),
             compile=True,
             checkpoint_minutes=4.0,
         )
     )
-    denoise: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            steps=375,
-            batch=24,
-            warmup=10,
-            optimizer=OptimizerConfig(learning_rate=2.25e-3, learning_rate_adamw=1e-3),
-            compile=True,
-            checkpoint_minutes=4.0,
-        )
-    )
-    n: int = 54
+    sampling: Sampling = field(default_factory=lambda: Sampling(guidance=2.5, shift=2.0))
+    n: int = 128
     """Prompts, each asked both ways."""
 
     def __post_init__(self) -> None:
@@ -97,77 +112,80 @@ class Recaptioning:
             raise UserError(f"blends are different shares in [0, 1], got {list(self.blends)}; correct them")
         if self.clips < 1 or self.n < 1:
             raise UserError(f"clips and n must be at least 1, got {self.clips} and {self.n}; raise them")
+        check_kinds(self.kinds)
 
     def run(self, folder: Path) -> Path:
         """Captions, every training, and the table; returns the table's file.
 
         Raises UserError without the run or the captioner, and when `folder` was begun with other settings.
         """
-        whole = Path(self.whole)
-        if not (whole / "export.json").exists():
-            raise UserError(f"{whole} holds no finished run on the worlds; run tubelet train worlds-64 first, or set whole")
-        base = from_dict(WorldsRecipe, read_json(whole / "recipe.json"))
-        recipes = {name_of(share): self.recipe(base, share) for share in self.blends}
-        captioned = self.captioner == "world" or (folder / "latents" / SEAL).exists()
-        captioner = None if captioned else load_captioner(self.captioner)
-        self._check_start(whole, base)
-        self._claim(folder)
-        self.caption(folder, whole, base, captioner)
-        places: dict[str, Path] = {}
-        results: dict[str, dict[str, float]] = {}
-        for name, recipe in recipes.items():
-            place = folder / name
-            self._share(folder, whole, place)
-            places[name] = recipe.run(place)
-            if not (places[name] / "system.json").exists():
-                return folder
-            done = place / "figures.json"
-            if not done.exists():
-                write_json(done, measure(load(places[name]), self.n))
-            results[name] = read_json(done)
-        config = base.clips
-        cases = make_cases(KINDS, self.n, size=config.size, frames=config.frames, fps=config.fps)
-        results["truth"] = {
-            name: value for asked in ASKED for name, value in following([case.truth for case in cases], cases, asked).items()
-        }
-        rows, texts = [], []
-        for prompt in PROMPTS[:3]:
-            for name, system in places.items():
-                rows.append(load(system).generate(prompt, seed=0).video.to_uint8()[0])
-                texts.append(f"{name}: {prompt}")
-        save_sheet(contact_sheet(rows, texts), folder / "recaptioning.png")
-        write_json(folder / "table.json", results)
-        with whole_file(folder / "table.md") as temporary:
-            temporary.write_text(markdown(results), encoding="utf-8")
-        note(markdown(results))
-        return folder / "table.md"
+        lent = borrow(self.whole, device_of(self.train))
+        if self.every < 1 or (self.every > 1 and lent.codec.strides.t > 1):
+            raise UserError(f"frames can be left out where a latent is one frame, got every={self.every}; set it to 1")
+        written = self.captioner == "world" or (folder / "latents" / SEAL).exists()
+        captioner = None if written else load_captioner(self.captioner)
+        seen = {"size": lent.size, "frames": len(range(0, lent.frames, self.every)), "fps": lent.fps / self.every}
+        short = make_cases(self.kinds, self.n, **seen)
+        expand = RuleExpander(parse_scene, compose_dense).expand
+        cases = {"short": short, "expanded": [replace(case, text=expand(case.text).text) for case in short]}
+        others = make_cases(self.kinds, self.n, **seen, seed=OTHERS)
 
-    def recipe(self, base: WorldsRecipe, share: float) -> WorldsRecipe:
-        """The training on one blend."""
-        return replace(
-            base,
-            name=name_of(share),
-            start=self.start,
-            sketch=self.sketch,
-            denoise=self.denoise,
-            decoder_train=None,
-            captions={self.written: share, KIND: 1.0 - share},
+        @functools.cache
+        def clips() -> TensorSource:
+            self.caption(folder, lent, captioner)
+            frames = range(0, lent.cells[0], self.every)
+            both = {self.written: 0.5, KIND: 0.5}
+            return latents(lent, self.kinds, frames, both, foreground=True, folder=folder / "latents")(self.train.seed)
+
+        def trained(share: float, place: Path) -> Row | None:
+            every = clips()
+            blend = {self.written: share, KIND: 1.0 - share}
+            source = TensorSource(every.tensors, every.captions, seed=self.train.seed, proportions=blend)
+            torch.manual_seed(self.train.seed)  # the initial weights
+            text = OwnTextEncoder(self.words, self.tokenizer(folder, source))
+            network = Spacetime(replace(self.denoiser, in_channels=lent.codec.channels, text_width=text.width))
+            objective = TextToVideoObjective(sampling=SigmaSampling(shift=3.0), image_share=0.0)
+            result = train_row(place, TextToVideo(text, network), objective, source, self.train)
+            if result is None:
+                return None
+            average, cost = result
+            if lent.device.type == "cpu":
+                accelerate(average)
+            engine = Engine(lent.codec, average.denoiser, average.text, "skip", network.config.patch)
+            made, shown = film_figures(engine, cases, lent, self.sampling, FACETS)
+            return Row(made | cost, shown)
+
+        rows: dict[str, Callable[[Path], Row | None]] = {
+            name_of(share): functools.partial(trained, share) for share in self.blends
+        }
+        truth = truth_rows(lent, cases, others, FACETS)
+        columns = (
+            *((f"{facet}, {asked}", f"{facet}/{asked}", plain()) for asked in ASKED for facet in (*FACETS, "all")),
+            ("training, s", "train_seconds", plain(0)),
         )
+        return compare(folder, replace(self, blends=(0.0,)), {**rows, **truth}, columns, (*rows, *truth))
 
     @property
     def written(self) -> str:
         """What the captioner's captions go by in proportions."""
         return "dense" if self.captioner == "world" else f"dense@{SOURCE}"
 
-    def caption(self, folder: Path, whole: Path, base: WorldsRecipe, captioner: CoCaCaptioner | None) -> None:
+    def tokenizer(self, folder: Path, source: TensorSource) -> Tokenizer:
+        """One for all trainings, learned from the captions of both kinds."""
+        path = folder / TOKENIZER_FILE
+        if not path.exists():
+            texts = (one["text"] for several in source.captions or () for one in several)
+            train_tokenizer(itertools.islice(texts, 16_000), self.words.vocab_size).save(path)
+        return Tokenizer.load(path)
+
+    def caption(self, folder: Path, lent: Lent, captioner: CoCaCaptioner | None) -> None:
         """The run's latents with degraded captions and the captioner's beside their own, once; and what either are worth."""
         if not (folder / "latents" / SEAL).exists():
-            codec = base.load_codec(whole).to(choose_device("auto"))
 
             @torch.no_grad()
             def look(record: Record) -> np.ndarray:
-                latent = record.tensors["latent"][None].float().to(codec.mean.device)  # (1, C, T', h, w)
-                return Video(codec.decode(latent), 1.0).to_uint8()[0]
+                latent = record.tensors["latent"][None].float().to(lent.device)  # (1, C, T', h, w)
+                return Video(lent.codec.decode(latent), 1.0).to_uint8()[0]
 
             def write(records: Sequence[Record]) -> list[list[Caption]]:
                 said = [[] for _ in records] if captioner is None else captions_of(captioner, records, look, SOURCE, ("dense",))
@@ -175,42 +193,9 @@ class Recaptioning:
 
             who = {"captioner": "world"} if captioner is None else captioner.identity
             settings = {**who, "rates": to_dict(self.rates)}
-            add_captions(ShardDataset(whole / "latents"), folder / "latents", write, settings, count=self.clips)
+            add_captions(ShardDataset(lent.folder / "latents"), folder / "latents", write, settings, count=self.clips)
         if not (folder / "captions.json").exists():
             write_json(folder / "captions.json", worth(ShardDataset(folder / "latents"), (KIND, self.written)))
-
-    def _claim(self, folder: Path) -> None:
-        """All trainings of a folder share their settings; only what is asked of them may change."""
-        path = folder / "recipe.json"
-        fixed = {name: value for name, value in to_dict(self).items() if name not in ("blends", "n")}
-        if not path.exists():
-            write_json(path, fixed)
-        begun = read_json(path)
-        changed = [name for name in fixed if begun.get(name) != fixed[name]]
-        if changed:
-            raise UserError(
-                f"{folder} holds a run with other settings of {changed[0]!r}; use another --out, or the same settings"
-            )
-
-    def _check_start(self, whole: Path, base: WorldsRecipe) -> None:
-        """Latents of one codec mean nothing to a denoiser of another."""
-        if self.start is not None:
-            ours, theirs = base.load_codec(whole), load(self.start, device="cpu", dtype="float32").codec
-            if not (ours.channels == theirs.channels and torch.equal(ours.mean, theirs.mean)):
-                raise UserError(f"{self.start} has another codec than {whole}; start from a system that was trained on it")
-
-    def _share(self, folder: Path, whole: Path, place: Path) -> None:
-        """The captioned latents, the codec and the tokenizer, and that they are done."""
-        place.mkdir(parents=True, exist_ok=True)
-        if not (place / "latents").exists():
-            (place / "latents").symlink_to((folder / "latents").resolve())
-        if self.start is None:
-            codec = whole / "codec-polished.safetensors"
-            shutil.copyfile(codec if codec.exists() else whole / "codec.safetensors", place / "codec.safetensors")
-            if (whole / "tokenizer.json").exists():
-                shutil.copyfile(whole / "tokenizer.json", place / "tokenizer.json")
-        for stage in ("render", "train_codec", "encode"):
-            write_json(place / f"{stage}.json", {stage: 0.0})
 
 
 def name_of(share: float) -> str:
@@ -231,40 +216,6 @@ def worth(dataset: ShardDataset, kinds: Sequence[str], most: int = 2000) -> dict
         out |= {f"{kind}/{name}": value for name, value in score(texts, scenes).items()}
         out[f"{kind}/words"] = float(np.mean([len(text.split()) for text in texts]))
     return out
-
-
-def measure(system: System, n: int, batch: int = 16) -> dict[str, float]:
-    """`ASKED/FACET`: how films of `n` test prompts, asked both ways, follow their captions; `ASKED/all`: in every facet."""
-    config = system.config
-    cases = make_cases(KINDS, n, size=config.size, frames=config.frames, fps=config.fps)
-    out: dict[str, float] = {}
-    for asked, expander in ASKED.items():
-        films: list[np.ndarray] = []
-        for first in range(0, n, batch):
-            part = cases[first : first + batch]
-            seeds = list(range(first, first + len(part)))
-            made = system.generate_batch([case.text for case in part], seeds, expander=expander)
-            films += [clip.video.to_uint8()[0] for clip in made]
-        out |= following(films, cases, asked)
-    return out
-
-
-def following(films: Sequence[np.ndarray], cases: Sequence[Case], asked: str) -> dict[str, float]:
-    """How well uint8 clips `(T, H, W, 3)` follow the prompts of their cases."""
-    figures = evaluate_clips(films, [case.wanted for case in cases], cases[0].fps)
-    out = {f"{asked}/{facet}": figures[f"caption/{facet}"] for facet in FACETS if f"caption/{facet}" in figures}
-    kinds = [kind for kind in KINDS if f"kind/{kind}" in figures]
-    counts = [figures[f"kind/{kind}/n"] for kind in kinds]
-    return out | {f"{asked}/all": float(np.average([figures[f"kind/{kind}"] for kind in kinds], weights=counts))}
-
-
-def markdown(results: dict[str, dict[str, float]]) -> str:
-    """The table as a page holds it: a row for each blend, and the truth's."""
-    names = list(dict.fromkeys(name for figures in results.values() for name in figures))
-    lines = ["| captions | " + " | ".join(name.replace("/", ": ") for name in names) + " |", "|---" * (len(names) + 1) + "|"]
-    for row, figures in results.items():
-        lines.append(f"| {row} | " + " | ".join(f"{figures.get(name, float('nan')):.2f}" for name in names) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def recipe() -> Recaptioning:

@@ -20,39 +20,35 @@ import functools
 import itertools
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tubelet.core.errors import UserError
-from tubelet.core.log import note, progress
+from tubelet.core.log import note
 from tubelet.core.types import Condition
 from tubelet.core.weights import load_module, save_module
-from tubelet.data.shards import ShardDataset
 from tubelet.data.states import CachedTextEncoder, cache_states
 from tubelet.data.stream import TensorSource
 from tubelet.diffusion.paths import SigmaSampling
-from tubelet.evaluate.caption import FACETS, follow
-from tubelet.evaluate.reading import Reading
+from tubelet.evaluate.caption import FACETS
 from tubelet.evaluate.report import Case, make_cases, scene_of
 from tubelet.evaluate.tasks import MOVING
 from tubelet.generate.engine import Engine, Sampling
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.recipes.lineage import (
-    Figures,
-    Lent,
     Row,
     borrow,
     check_kinds,
     compare,
     device_of,
+    facet_figures,
     film_figures,
     films,
+    latents,
     millions,
     plain,
     train_row,
@@ -70,7 +66,6 @@ from tubelet.train.contrasting import read
 from tubelet.train.loop import TrainConfig
 from tubelet.train.optim import OptimizerConfig
 from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective
-from tubelet.worlds.grammar import parse
 
 OWN, MINILM, CLIP_TEXT = "own, learned along", "MiniLM, frozen", "CLIP's, frozen"
 ROWS = (OWN, MINILM, CLIP_TEXT)
@@ -158,7 +153,10 @@ class TextEncoders:
         if self.every < 1 or (self.every > 1 and lent.codec.strides.t > 1):
             raise UserError(f"frames can be left out where a latent is one frame, got every={self.every}; set it to 1")
         chosen = [name for name in self.rows if name not in ROWS or self._there(name)]
-        clips = functools.cache(lambda: self._clips(lent))
+        chosen_frames = range(0, lent.cells[0], self.every)
+        clips = functools.cache(
+            lambda: latents(lent, self.kinds, chosen_frames, self.captions, count=self.clips, foreground=True)
+        )
         seen = {"size": lent.size, "frames": len(range(0, lent.frames, self.every)), "fps": lent.fps / self.every}
         cases = {split: make_cases(self.kinds, self.n, split, **seen) for split in SPLITS}
         others = make_cases(self.kinds, self.n, **seen, seed=OTHERS)
@@ -180,7 +178,8 @@ class TextEncoders:
                 accelerate(average)
             engine = Engine(lent.codec, average.denoiser, average.text, "skip", network.config.patch)
             made, shown = film_figures(engine, cases, lent, self.sampling, FACETS)
-            human = followed(engine, human_cases(self.kinds, self.samples, cases["in"][0]), lent.size, self.sampling)
+            asked = human_cases(self.kinds, self.samples, cases["in"][0])
+            human = facet_figures(films(engine, asked, lent.size, self.sampling)[0], asked, FACETS, "human") if asked else {}
             words = {
                 "text_parameters": float(sum(p.numel() for p in text.parameters())),
                 "prompt_seconds": seconds_per_call(lambda: average.text.encode([ASKED]), lent.device, 0.5),
@@ -243,31 +242,6 @@ class TextEncoders:
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         return float(said.stdout.split()[-1])
 
-    def _clips(self, lent: Lent) -> Callable[[int], TensorSource]:
-        """The run's latents of these kinds, with captions of the kinds that are read: a source of them for each seed."""
-        found = list(itertools.islice(self._found(lent), self.clips))
-        if not found:
-            raise UserError(f"{lent.folder} has no clips of {', '.join(self.kinds)}; choose other kinds, or another run")
-        tensors = {name: torch.stack([record[name] for record, _ in found]) for name in ("latent", "foreground")}
-        captions = [said for _, said in found]
-        return lambda seed: TensorSource(tensors, captions, seed=seed, proportions=self.captions)
-
-    def _found(self, lent: Lent) -> Iterator[tuple[dict[str, Tensor], list[dict[str, str]]]]:
-        """Latents `(C, T, h, w)` and foregrounds `(T, h, w)` of every so many frames, and captions, clip by clip."""
-        dataset = ShardDataset(lent.folder / "latents")
-        shape = (lent.codec.channels, *lent.cells)
-        with progress("reading latents", "clips") as advance:
-            for index in range(len(dataset)):
-                record = dataset.read(index)
-                advance(index + 1, len(dataset))
-                if record is None or record.tensors["latent"].shape != shape:
-                    continue
-                said = [{"text": c["text"], "kind": c["kind"]} for c in record.meta["captions"] if c["kind"] in self.captions]
-                short = next(c["text"] for c in record.meta["captions"] if c["kind"] == "short")
-                if parse(short).get("kind") in self.kinds:
-                    latent = record.tensors["latent"][:, :: self.every].clone()
-                    yield {"latent": latent, "foreground": record.tensors["foreground"][:: self.every].clone()}, said
-
 
 def started(place: str, config: OwnTextConfig) -> OwnTextEncoder:
     """The own encoder as a row has left it."""
@@ -281,22 +255,6 @@ def human_cases(kinds: Sequence[str], samples: int, like: Case) -> list[Case]:
     truth = np.zeros_like(like.truth)
     prompts = [prompt for prompt in HUMAN_PROMPTS if prompt.kind in kinds]
     return [Case(p.text, scene_of(p), p.kind or "", 0, truth, like.fps) for _ in range(samples) for p in prompts]
-
-
-def followed(engine: Engine, cases: Sequence[Case], size: tuple[int, int], sampling: Sampling) -> Figures:
-    """`FACET/human`: the share of films made for `cases` that show a facet, where it is named; `all/human`, every named one.
-
-    Empty where there is no case.
-    """
-    if not cases:
-        return {}
-    right: dict[str, list[bool]] = defaultdict(list)
-    made, _ = films(engine, cases, size, sampling)
-    for film, case in zip(made, cases, strict=True):
-        facets = follow(Reading(film, case.fps), case.fps, case.wanted)
-        for facet, value in {**facets, "all": all(facets.values())}.items():
-            right[facet].append(value)
-    return {f"{facet}/human": float(np.mean(values)) for facet, values in right.items()}
 
 
 def recipe() -> TextEncoders:

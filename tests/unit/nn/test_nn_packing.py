@@ -1,6 +1,8 @@
-"""Segments and first-fit packing; attention that never looks into a neighbour."""
+"""Segments and packs; attention that never looks into a neighbour."""
 
 from __future__ import annotations
+
+from itertools import combinations
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tubelet.nn.attention import attention, fused
-from tubelet.nn.packing import Segments, first_fit
+from tubelet.nn.packing import Segments, fill_packs
 
 LENGTHS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=7)
 
@@ -62,26 +64,40 @@ def test_a_mask_does_not_go_with_segments() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=80), st.integers(40, 90), st.integers(1, 8))
-def test_first_fit_places_everything_once_within_the_budget(lengths: list[int], budget: int, open_packs: int) -> None:
-    packs = first_fit(lengths, range(len(lengths)), budget, open_packs)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=80), st.integers(40, 90), st.floats(0.1, 5))
+def test_packs_hold_everything_once_within_the_budget(lengths: list[int], budget: int, ahead: float) -> None:
+    packs = fill_packs(lengths, range(len(lengths)), budget, ahead)
     assert sorted(i for pack in packs for i in pack) == list(range(len(lengths)))
     assert all(0 < sum(lengths[i] for i in pack) <= budget for pack in packs)
-    assert packs == first_fit(lengths, range(len(lengths)), budget, open_packs)
+    assert packs == fill_packs(lengths, range(len(lengths)), budget, ahead)
+    waited = [min(pack) for pack in packs]
+    assert waited == sorted(waited), "the oldest goes first"
 
 
-def test_first_fit_wastes_less_than_two_percent_on_a_realistic_mix() -> None:
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=9), st.integers(12, 40))
+def test_the_first_pack_is_the_fullest_that_there_is(lengths: list[int], budget: int) -> None:
+    packs = fill_packs(lengths, range(len(lengths)), budget, ahead=100)
+    others = range(1, len(lengths))
+    totals = (lengths[0] + sum(lengths[i] for i in some) for n in range(len(lengths)) for some in combinations(others, n))
+    assert sum(lengths[i] for i in packs[0]) == max(total for total in totals if total <= budget)
+
+
+@pytest.mark.parametrize(("budget", "most"), [(4096, 0.004), (6144, 0.004)])
+def test_little_is_left_empty_on_a_realistic_mix(budget: int, most: float) -> None:
     """Images and films of 5 to 33 frames, square and wide, 16 pixels a token."""
     g = torch.Generator().manual_seed(0)
     sizes = torch.tensor([16, 24, 28, 36])[torch.randint(4, (4000,), generator=g)]
     frames = torch.tensor([1, 1, 5, 9, 17, 17, 25, 33])[torch.randint(8, (4000,), generator=g)]
     lengths = (sizes * frames).tolist()
-    packs = first_fit(lengths, range(len(lengths)), 6144)
-    padding = 1 - sum(lengths) / (6144 * len(packs))
-    in_turn = 1 - sum(lengths) / (6144 * len(first_fit(lengths, range(len(lengths)), 6144, open_packs=1)))
-    assert padding < 0.02 < in_turn, (padding, in_turn)
+
+    def padding(ahead: float) -> float:
+        return 1 - sum(lengths) / (budget * len(fill_packs(lengths, range(len(lengths)), budget, ahead)))
+
+    assert padding(4) < most
+    assert padding(1e-9) > 0.5, "one at a time"
 
 
 def test_an_item_beyond_the_budget_is_refused() -> None:
     with pytest.raises(AssertionError, match="longer than the budget"):
-        first_fit([3, 9], [0, 1], 8)
+        fill_packs([3, 9], [0, 1], 8)
