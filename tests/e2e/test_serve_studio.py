@@ -435,6 +435,53 @@ def test_key_is_asked_for_and_kept_in_memory_only(build: Callable[..., Stage], v
 
 
 @needs_chromium
+def test_keys_and_limits_are_seen_and_keys_made_and_revoked(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build(keys=True)
+    _, key = issue(stage.jobs, "studio", ("read", "create", "admin"), rpm=1000, daily=120, stored=1)
+    guest = visit(stage)
+    guest.outage = True  # the browser notes each 401 as a failed request
+    page = guest.open()
+    page.get_by_label("Key", exact=True).fill(key)
+    page.get_by_role("button", name="Open the studio").click()
+    page.get_by_label("What happens in your film?").fill("under a key")
+    page.get_by_role("button", name="Make film").click()
+    page.get_by_role("link", name="under a key").wait_for()
+    page.get_by_role("button", name="Keys and limits").click()
+    sheet = page.get_by_role("dialog", name="Keys and limits")
+    sheet.get_by_text("This page uses the key “studio”").wait_for()
+    row = sheet.locator("dl div", has_text="Film asked for today")
+    assert re.fullmatch(r"[1-9][\d.]* of 120 s", row.locator("dd").inner_text())
+    sheet.get_by_text("New key").click()
+    sheet.get_by_label("Whose it is").fill("a friend")
+    sheet.get_by_label("Films running at once").fill("1")
+    sheet.get_by_role("button", name="Make key").click()
+    secret = sheet.get_by_label("The key of “a friend”").input_value()
+    sheet.locator("li", has_text="a friend").get_by_text("1 at once").wait_for()
+    assert not [found for width in (360, 1440) for found in audited(page, width)]
+    friend = visit(stage)
+    friend.outage = True
+    other = friend.open()
+    other.get_by_label("Key", exact=True).fill(secret)
+    other.get_by_role("button", name="Open the studio").click()
+    other.get_by_role("button", name="Keys and limits").click()
+    other.get_by_text("This page uses the key “a friend”").wait_for()
+    assert other.get_by_text("All keys").count() == 0
+    sheet.get_by_role("button", name="Revoke a friend").click()
+    assert len(stage.jobs.all("key", None)) == 2, "asked twice"
+    sheet.get_by_role("button", name="Really revoke a friend").click()
+    sheet.locator("li", has_text="a friend").wait_for(state="detached")
+    other.reload()
+    other.get_by_role("heading", name="This server needs a key").wait_for()
+
+
+def audited(page: Any, width: int) -> list[str]:
+    page.set_viewport_size({"width": width, "height": 800})
+    see(page, f"innerWidth === {width}")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 80)))")
+    return [f"{width}: {problem}" for problem in page.evaluate(AUDIT)]
+
+
+@needs_chromium
 def test_five_thousand_films_are_a_page_of_a_few_tiles(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
     stage = build()
     sizes = ["1280x720", "720x1280", "1024x1024"]
@@ -519,11 +566,7 @@ def test_every_view_has_names_contrast_and_room(build: Callable[..., Stage], vis
     found: list[str] = []
 
     def audit(view: str) -> None:
-        for width in (360, 768, 1440):
-            page.set_viewport_size({"width": width, "height": 800})
-            see(page, f"innerWidth === {width}")
-            page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 80)))")
-            found.extend(f"{view} {width}: {problem}" for problem in page.evaluate(AUDIT))
+        found.extend(f"{view} {problem}" for width in (360, 768, 1440) for problem in audited(page, width))
 
     page.get_by_role("heading", name="Say it. Watch it move.").wait_for()
     audit("empty")

@@ -156,6 +156,7 @@ class Work:
             certificate=self.certificate,
             certificate_key=self.certificate_key,
             sign=self.sign,
+            moderation=_moderation(),
         )
         if code := run(config, expander()):
             sys.exit(code)
@@ -177,8 +178,12 @@ class Keys:
     """Requests of a new key per minute that change something."""
     queued: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 20)")] = None
     """Jobs of a new key that may wait or run."""
+    running: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 2)")] = None
+    """Jobs of a new key that may run at once; its others wait, and other keys' go first."""
     daily: Annotated[float | None, arg(metavar="SECONDS", help_behavior_hint="(default: any)")] = None
     """Seconds of film that a new key may ask for each day."""
+    stored: Annotated[float | None, arg(metavar="GB", help_behavior_hint="(default: any)")] = None
+    """How much room the films and files of a new key may take."""
     data: Folder = None
     """The server's folder."""
     store: Address = None
@@ -205,8 +210,8 @@ class Keys:
     def _create(self, jobs: Any) -> None:
         from tubelet.serve.auth import issue
 
-        named = {"rpm": self.rpm, "queued": self.queued, "daily": self.daily}
-        limits: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+        named = ("rpm", "queued", "running", "daily", "stored")
+        limits: dict[str, Any] = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
         id, secret = issue(jobs, self.which, self.scope or ("read", "create"), **limits)
         if self.json:
             print_json({"id": id, "name": self.which, "key": secret})
@@ -222,8 +227,9 @@ class Keys:
             print_json(keys)
             return
         for key in keys:
-            daily = "" if key.get("daily") is None else f"  {key['daily']:g} s/day"
-            print(f"{key['id']}  {key['name']}  {','.join(key['scopes'])}  {key['rpm']}/min  {key['queued']} queued{daily}")
+            units = {"rpm": "/min", "queued": " queued", "running": " running", "daily": " s/day", "stored": " GB"}
+            limits = [f"{key[name]:g}{unit}" for name, unit in units.items() if key.get(name) is not None]
+            print("  ".join([key["id"], key["name"], ",".join(key["scopes"]), *limits]))
 
     def _revoke(self, jobs: Any) -> None:
         from tubelet.serve.auth import revoke
@@ -317,11 +323,16 @@ def _url(store: str | None, data: Path) -> str:
 
 def _moderation() -> Any:
     """Who is asked about the words of requests, where the environment names an endpoint (TUBELET_MODERATION_URL, with _KEY,
-    _MODEL, and _LENIENT=1 to let requests through while it does not answer)."""
+    _MODEL, _LENIENT=1 to let requests through while it does not answer, and _FRAMES=3 to show it so many of each film)."""
     from tubelet.serve.config import Moderation
 
-    said = {name: os.environ.get(f"TUBELET_MODERATION_{name}", "") for name in ("URL", "KEY", "MODEL", "LENIENT")}
-    return Moderation(said["URL"], said["KEY"], said["MODEL"], said["LENIENT"] == "1") if said["URL"] else None
+    said = {name: os.environ.get(f"TUBELET_MODERATION_{name}", "") for name in ("URL", "KEY", "MODEL", "LENIENT", "FRAMES")}
+    if not said["URL"]:
+        return None
+    frames = said["FRAMES"] or "0"
+    if not frames.isdecimal():
+        raise UserError(f"TUBELET_MODERATION_FRAMES is a number of frames, got {frames!r}; correct it")
+    return Moderation(said["URL"], said["KEY"], said["MODEL"], said["LENIENT"] == "1", int(frames))
 
 
 def _log_to_stderr() -> None:

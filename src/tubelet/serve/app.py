@@ -24,7 +24,7 @@ from tubelet.serve.metrics import Metrics
 from tubelet.serve.openapi import describe
 from tubelet.serve.outbound import Outbound
 from tubelet.serve.records import Job
-from tubelet.serve.routes import characters, files, images, system, videos, webhooks
+from tubelet.serve.routes import characters, files, images, keys, system, videos, webhooks
 from tubelet.serve.service import Service
 from tubelet.serve.webhooks import Deliveries
 
@@ -67,7 +67,7 @@ def create_app(jobs: Jobs, store: Store, config: ServeConfig) -> FastAPI:
         outbound=Outbound(loopback=config.webhooks_to_loopback),
         feed=Feed(jobs, config.poll, seen),
     )
-    for module in (characters, videos, images, files, webhooks, system):
+    for module in (characters, videos, images, files, webhooks, keys, system):
         app.router.routes.extend(module.router.routes)
     app.router.routes.extend(_studio(config.studio))
     install(app)

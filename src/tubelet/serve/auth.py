@@ -23,6 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from tubelet.core.errors import UserError
 from tubelet.serve.errors import ApiError
 from tubelet.serve.guard import ANSWER_HEADERS
+from tubelet.serve.records import KEYS
 
 if TYPE_CHECKING:
     from tubelet.serve.jobs import Jobs
@@ -30,21 +31,24 @@ if TYPE_CHECKING:
 SCOPES = ("read", "create", "admin")
 """read: look at one's own things; create: make, change and delete them; admin: the queue as a whole and the metrics."""
 LOCAL = "local"
-KEYS = "key"
 REQUESTS_PER_MINUTE = 60
 QUEUED = 20
+RUNNING = 2
+LIMITS = ("rpm", "queued", "running", "daily", "stored")
+"""Names of the limits of `issue`."""
 _KEY = re.compile(r"vs-[A-Za-z0-9_-]{43}")
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. `owner` is the id of the key or "local"; `rpm`, `queued` and `daily` are limits, None for none."""
+    """Who asks. `owner` is the id of the key or "local"; the others are the limits of `issue`, None for none."""
 
     owner: str
     scopes: frozenset[str]
     rpm: int | None = None
     queued: int | None = None
     daily: float | None = None
+    stored: float | None = None
 
 
 def issue(
@@ -54,24 +58,27 @@ def issue(
     *,
     rpm: int = REQUESTS_PER_MINUTE,
     queued: int = QUEUED,
+    running: int = RUNNING,
     daily: float | None = None,
+    stored: float | None = None,
 ) -> tuple[str, str]:
     """A new key: its id, and the key itself, which is stored nowhere and cannot be shown again.
 
-    `rpm`: requests that change something, per minute; `queued`: jobs of this key that may wait or run; `daily`: seconds of film
-    that it may ask for each day, None for any. Raises UserError on an unknown scope or a limit below 1.
+    `rpm`: requests that change something, per minute; `queued`: jobs of this key that may wait or run; `running`: of these, how
+    many may run; `daily`: seconds of film that it may ask for each day; `stored`: GB (10^9 bytes) that its films and files may
+    take; None for any. Raises UserError on an unknown scope, a limit below 1, or `stored` not above 0.
     """
     unknown = sorted(set(scopes) - set(SCOPES))
     if unknown or not scopes:
         raise UserError(f"a key may {', '.join(SCOPES)}, not {unknown[0] if unknown else 'nothing'!r}; choose among them")
-    if rpm < 1 or queued < 1 or (daily is not None and not daily >= 1):
-        raise UserError(
-            f"limits of a key are at least 1, got {rpm} requests, {queued} jobs and {daily} seconds a day; raise them"
-        )
+    limits = {"rpm": rpm, "queued": queued, "running": running, "daily": daily, "stored": stored}
+    for limit, value in limits.items():
+        if value is not None and not (value >= 1 if limit != "stored" else value > 0):
+            least = "above 0" if limit == "stored" else "at least 1"
+            raise UserError(f"{limit}, a limit of a key, must be {least}, got {value}; raise it")
     secret = f"vs-{secrets.token_urlsafe(32)}"
     digest = _digest(secret)
     id = _id(digest)
-    limits = {"rpm": rpm, "queued": queued, "daily": daily}
     facts = {"id": id, "name": name, "hash": digest, "scopes": sorted(set(scopes)), **limits}
     jobs.put(KEYS, id, id, {**facts, "created_at": time.time()})
     return id, secret
@@ -95,7 +102,8 @@ def caller_of(jobs: Jobs, secret: str) -> Caller | None:
     found = jobs.find(KEYS, _id(digest), None)
     if found is None or not hmac.compare_digest(str(found.get("hash", "")), digest):
         return None
-    return Caller(str(found["id"]), frozenset(found["scopes"]), int(found["rpm"]), int(found["queued"]), found.get("daily"))
+    limits = {name: found.get(name) for name in ("rpm", "queued", "daily", "stored")}
+    return Caller(str(found["id"]), frozenset(found["scopes"]), **limits)
 
 
 def _digest(secret: str) -> str:

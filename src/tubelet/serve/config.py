@@ -96,7 +96,10 @@ def check_binding(host: str, keys: bool) -> None:
 
 @dataclass(frozen=True)
 class Moderation:
-    """An endpoint like OpenAI's `/v1/moderations`, which is asked about the words of every request. Raises UserError."""
+    """An endpoint like OpenAI's `/v1/moderations`, asked about the words of every request, and about what was made.
+
+    Raises UserError when it cannot be one.
+    """
 
     url: str
     """Its base, such as http://127.0.0.1:9000/v1."""
@@ -104,7 +107,9 @@ class Moderation:
     model: str = ""
     """Empty: the endpoint's own."""
     lenient: bool = False
-    """Let requests through while it does not answer; otherwise they are refused meanwhile."""
+    """Let requests and films through while it does not answer; otherwise they are refused meanwhile."""
+    frames: int = 0
+    """How many frames of each film it is shown before anybody else sees it, and whether pictures; 0: only words."""
     patience: float = 5.0
     """Seconds that it may take."""
 
@@ -113,6 +118,8 @@ class Moderation:
             raise UserError(f"the moderation endpoint must be an http or https address, got {self.url!r}; correct it")
         if not (self.key.isascii() and self.key.isprintable()):
             raise UserError("the moderation endpoint's key must be plain printable characters; copy it again")
+        if self.frames < 0:
+            raise UserError(f"the moderation endpoint can be shown 0 or more frames, got {self.frames}; correct it")
 
 
 @dataclass(frozen=True)

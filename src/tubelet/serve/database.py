@@ -52,7 +52,7 @@ _SQLITE_CODES = {
 # Connection lost, out of resources, stopped by the operator, system error; read-only, idle too long, lock not given.
 _POSTGRES_CLASSES = ("08", "53", "57", "58")
 _POSTGRES_CODES = ("25006", "25P03", "55P03")
-_MIGRATION_LOCK = 0x7475_6265
+_MIGRATION_LOCK, _CLAIM_LOCK = 0x7475_6265, 0x7475_6266
 
 
 class Database:
@@ -114,6 +114,11 @@ class Database:
         names = [column.name for column in table.primary_key]
         new = {name: statement.excluded[name] for name in values if name not in (*names, *keep)}
         return statement.on_conflict_do_update(index_elements=names, set_=new)
+
+    def alone(self, connection: Connection) -> None:
+        """In a transaction that writes: wait until no other one that called this goes on. On SQLite there is never another."""
+        if self._engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _CLAIM_LOCK})
 
     def scrub(self) -> None:
         """Let deleted text vanish from the files: on SQLite empty the write-ahead log, unless a reader is in the way."""

@@ -23,7 +23,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 
 from tubelet.serve.changes import CANCELLED, change_job, end_job, held_row, ran_out, record, requeue, take_back, tell
 from tubelet.serve.database import Database
-from tubelet.serve.records import Asset, Claim, Job, KeyConflict, Page, QueueFull, Signal
+from tubelet.serve.records import KEYS, Asset, Claim, Job, KeyConflict, Page, QueueFull, Signal
 from tubelet.serve.rows import SELECT, created_at, find_job, job_of, lock_events, new_id, next_sequence, positions, text_of
 from tubelet.serve.tables import DOCUMENTS, EVENTS, JOBS, NUMBERS, WORKERS
 
@@ -189,13 +189,14 @@ class Jobs:
         with self._database.read() as db:
             return _paused(db)
 
-    def counts(self) -> dict[str, int]:
+    def counts(self, owner: str | None = None) -> dict[str, int]:
         """How many jobs are in each state, and "oldest_queued_age": how many seconds the oldest queued one has waited."""
+        whose = sa.true() if owner is None else JOBS.c.owner == owner
         counts = {"queued": 0, "in_progress": 0, "completed": 0, "failed": 0}
         with self._database.read() as db:
-            for state, number in db.execute(select(JOBS.c.state, func.count()).group_by(JOBS.c.state)):
+            for state, number in db.execute(select(JOBS.c.state, func.count()).where(whose).group_by(JOBS.c.state)):
                 counts[state] = number
-            oldest = db.scalar(select(func.min(JOBS.c.created_at)).where(JOBS.c.state == "queued"))
+            oldest = db.scalar(select(func.min(JOBS.c.created_at)).where(JOBS.c.state == "queued", whose))
         return counts | {"oldest_queued_age": 0 if oldest is None else max(0, int(self._clock() - oldest))}
 
     def events(
@@ -223,16 +224,21 @@ class Jobs:
     # The workers' side.
 
     def claim(self, worker: str, *, kinds: Sequence[str] = ("video", "image")) -> Claim | None:
-        """The next job of these kinds, leased to `worker`; None when there is none or the queue is paused."""
-        waiting = (JOBS.c.state == "queued") & JOBS.c.kind.in_(kinds)
-        if not self._any(JOBS.c.id, sa.or_(waiting, ran_out(self._clock()))):
-            return None  # idle workers ask often and should not hold up those who write
+        """The next job of these kinds, leased to `worker`; None when there is none or the queue is paused.
+
+        Jobs of a key of which as many run as may (`running` of its document) wait, and those behind them go first.
+        """
+        with self._database.read() as db:  # idle workers ask often and should not hold up those who write
+            worth = sa.or_(_waiting(db, kinds), ran_out(self._clock()))
+            if db.execute(select(JOBS.c.id).where(worth).limit(1)).first() is None:
+                return None
         with self._database.write() as db:
+            self._database.alone(db)  # two that claim at once would each see room for one more of a key
             now = self._clock()  # a lease counts from here, not from when the wait for the other writers began
             self._take_back(db, now)
             if _paused(db):
                 return None
-            first = select(JOBS.c.id, JOBS.c.attempt).where(waiting).order_by(JOBS.c.place).limit(1)
+            first = select(JOBS.c.id, JOBS.c.attempt).where(_waiting(db, kinds)).order_by(JOBS.c.place).limit(1)
             row = db.execute(first.with_for_update(skip_locked=True)).first()
             if row is None:
                 return None
@@ -357,12 +363,13 @@ class Jobs:
             self._database.scrub()
         return gone
 
-    def referenced(self) -> set[str]:
+    def referenced(self, owner: str | None = None) -> set[str]:
         """The ids of all assets that a job or a document names."""
         names: set[str] = set()
         with self._database.read() as db:
-            for query in (select(JOBS.c.request, JOBS.c.outputs, JOBS.c.result), select(DOCUMENTS.c.document)):
-                for row in db.execute(query):
+            for table, *columns in ((JOBS, "request", "outputs", "result"), (DOCUMENTS, "document")):
+                query = select(*(table.c[name] for name in columns))
+                for row in db.execute(query if owner is None else query.where(table.c.owner == owner)):
                     names.update(name for column in row for name in re.findall(r'"([0-9a-f]{64})"', column))
         return names
 
@@ -413,6 +420,19 @@ def _refuse_over(db: Connection, kind: str, owner: str, cap: int | None, own_cap
         took = select(JOBS.c.completed_at - JOBS.c.started_at).where(JOBS.c.kind == kind, JOBS.c.state == "completed")
         seconds = db.execute(took.order_by(JOBS.c.created_at.desc()).limit(10)).scalars().all()
         raise QueueFull(min(60, max(1, math.ceil(sum(seconds) / len(seconds)))) if seconds else 10)
+
+
+def _waiting(db: Connection, kinds: Sequence[str]) -> ColumnElement[bool]:
+    """Which jobs could be begun now."""
+    ready = (JOBS.c.state == "queued") & JOBS.c.kind.in_(kinds)
+    running = select(JOBS.c.owner, func.count()).where(JOBS.c.state == "in_progress").group_by(JOBS.c.owner)
+    busy = []
+    for owner, number in db.execute(running).all():
+        key = db.scalar(_within(select(DOCUMENTS.c.document), KEYS, None).where(DOCUMENTS.c.id == owner))
+        most = None if key is None else json.loads(key).get("running")
+        if most is not None and number >= most:
+            busy.append(owner)
+    return ready & JOBS.c.owner.not_in(busy) if busy else ready
 
 
 def _paused(db: Connection) -> bool:

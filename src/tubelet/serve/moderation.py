@@ -1,20 +1,26 @@
-"""Words are shown to a moderation endpoint before they become a job, where the operator has named one."""
+"""Words are shown to a moderation endpoint before they become a job, where the operator has named one, and frames, where he
+wants it, before anybody sees them. What an endpoint does not know it does not find: this is a net, not a proof."""
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tubelet.serve.config import Moderation
 from tubelet.serve.errors import ApiError
 from tubelet.serve.guard import log_failure
-from tubelet.serve.service import Service
+
+if TYPE_CHECKING:
+    from tubelet.serve.service import Service
 
 LARGEST_ANSWER = 1 << 20
 """Bytes."""
+BLOCKED = "moderation_blocked"
+REJECTED = "Your request was rejected by this server's safety system; ask for something else."
 
 
 class Unanswered(Exception):  # noqa: N818  an answer, not a defect
@@ -36,8 +42,7 @@ async def refuse_flagged(room: Service, request: Mapping[str, Any]) -> None:
         said = "This server cannot check what is asked for at the moment; try again soon."
         raise ApiError(503, said, code="moderation_unavailable", retry_after=10) from None
     if bad:
-        said = "Your request was rejected by this server's safety system; ask for something else."
-        raise ApiError(400, said, code="moderation_blocked", param="prompt")
+        raise ApiError(400, REJECTED, code=BLOCKED, param="prompt")
 
 
 def words_of(request: Mapping[str, Any]) -> list[str]:
@@ -46,11 +51,19 @@ def words_of(request: Mapping[str, Any]) -> list[str]:
     return [str(text) for text in written if text]
 
 
-def flagged(endpoint: Moderation, words: Sequence[str]) -> bool:
-    """Whether any of the words is flagged, by OpenAI's protocol of moderations. Nothing is redirected. Raises Unanswered."""
+def seen(frame: bytes, media: str) -> dict[str, Any]:
+    """A picture as `flagged` is asked about it."""
+    return {"type": "image_url", "image_url": {"url": f"data:{media};base64,{base64.b64encode(frame).decode()}"}}
+
+
+def flagged(endpoint: Moderation, shown: Sequence[str | dict[str, Any]]) -> bool:
+    """Whether any of the texts, or the picture, is flagged, by OpenAI's protocol of moderations. Raises Unanswered.
+
+    It takes one picture a call. Nothing is redirected.
+    """
     parts = urlsplit(endpoint.url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    body = {"input": list(words), **({"model": endpoint.model} if endpoint.model else {})}
+    body = {"input": list(shown), **({"model": endpoint.model} if endpoint.model else {})}
     headers = {"content-type": "application/json", **({"authorization": f"Bearer {endpoint.key}"} if endpoint.key else {})}
     connection = kind(parts.hostname or "", parts.port, timeout=endpoint.patience)
     try:

@@ -1,7 +1,11 @@
-"""How many seconds of film a key may ask for each day. The count outlives restarts, and the films that are deleted."""
+"""How many seconds of film a key may ask for each day, and how many bytes its things may take.
+
+The count of seconds outlives restarts, and the films that are deleted; bytes are those that are there.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,10 +14,12 @@ from tubelet.serve.errors import ApiError
 
 if TYPE_CHECKING:
     from tubelet.serve.jobs import Jobs
+    from tubelet.serve.store import Store
 
 USAGE = "usage"
 DAY = 86400
 """Seconds of a day, which begins at midnight UTC."""
+GB = 10**9
 
 
 def today() -> int:
@@ -39,6 +45,16 @@ def seconds_of(request: Mapping[str, Any]) -> float:
     return float(request["seconds"] or (request.get("source") or {}).get("seconds") or 0.0)
 
 
+def kept(jobs: Jobs, store: Store, owner: str) -> int:
+    """Bytes of the files that a key's films, uploads and characters name, each file once."""
+    total = 0
+    for name in jobs.referenced(owner):
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            path = store.path(name)
+            total += 0 if path is None else path.stat().st_size
+    return total
+
+
 def headers(daily: float, left: float) -> dict[str, str]:
     """What an answer says of the limit."""
     return {
@@ -52,3 +68,9 @@ def exhausted(daily: float, left: float) -> ApiError:
     """HTTP 429, not to be tried again: a key would ask for more than its `daily` seconds, of which some are left."""
     said = f"This key may ask for {daily:g} seconds of film a day, and {max(0.0, left):g} are left; ask for less, or tomorrow."
     return ApiError(429, said, code="insufficient_quota", param="seconds")
+
+
+def too_full(stored: float, bytes: int) -> ApiError:
+    """HTTP 429, not to be tried again: a key's things take `bytes`, or would, of the `stored` GB that they may."""
+    said = f"This key may keep {stored:g} GB, and its films and files would take {bytes / GB:.3g}; delete some first."
+    return ApiError(429, said, code="insufficient_quota")

@@ -8,6 +8,9 @@ from typing import Any, Literal
 State = Literal["queued", "in_progress", "completed", "failed"]
 """The four states of the wire. A cancelled job is `failed` with the error code "cancelled"."""
 
+KEYS = "key"
+"""The collection of the documents of API keys, whose ids are the owners of what they make."""
+
 
 @dataclass(frozen=True)
 class Asset:

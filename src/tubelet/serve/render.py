@@ -162,6 +162,16 @@ class Rendered:
                 Made("spritesheet", "image/jpeg", sheet),
             )
 
+    def glimpses(self, count: int) -> Iterator[bytes]:
+        """`count` frames of what was made, evenly over each clip, as JPEG; of a picture the picture."""
+        for clip in self.clips:
+            frames = clip.video.to_uint8()[0]
+            fresh = frames[self.fresh] if len(self.clips) == 1 else frames
+            for place in sorted(set(np.linspace(0, len(fresh) - 1, count).round().astype(int).tolist())):
+                out = io.BytesIO()
+                Image.fromarray(fresh[place]).save(out, "JPEG", quality=90)
+                yield out.getvalue()
+
     def _film(self, step: Callable[[], None]) -> np.ndarray:
         """All frames at the asked size, uint8 `(T, H, W, 3)`."""
         film = np.empty((self.result["frames"], *self.canvas.asked, 3), np.uint8)

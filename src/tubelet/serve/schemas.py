@@ -382,6 +382,21 @@ class WebhookTest(Asked):
     event_type: EventType
 
 
+Scope = Literal["read", "create", "admin"]
+
+
+class KeyCreate(Asked):
+    """A new key. A limit that is not named is the usual one, or none."""
+
+    name: Name
+    scopes: Annotated[list[Scope], BeforeValidator(_from_text)] = Field(default=["read", "create"], min_length=1, max_length=3)
+    rpm: int | None = Field(default=None, ge=1, description="Requests that change something, per minute.")
+    queued: int | None = Field(default=None, ge=1, description="Jobs that may wait or run.")
+    running: int | None = Field(default=None, ge=1, description="Jobs that may run at once.")
+    daily: float | None = Field(default=None, ge=1, description="Seconds of film a day.", allow_inf_nan=False)
+    stored: float | None = Field(default=None, gt=0, description="GB that films and files may take.", allow_inf_nan=False)
+
+
 class Answer(BaseModel):
     """An answer."""
 
@@ -669,6 +684,61 @@ class WebhookEventTypes(Answer):
 
     object: Literal["list"] = "list"
     data: list[str]
+
+
+class KeyLimits(Answer):
+    """What a key may; null where there is no limit."""
+
+    rpm: int | None = Field(description="Requests that change something, per minute.")
+    queued: int | None = Field(description="Jobs that may wait or run.")
+    running: int | None = Field(description="Jobs that may run at once.")
+    daily: float | None = Field(description="Seconds of film a day.")
+    stored: float | None = Field(description="GB that films and files may take.")
+
+
+class KeyUsage(Answer):
+    """What a key has used of its limits."""
+
+    queued: int = Field(description="Jobs that wait.")
+    running: int = Field(description="Jobs that run.")
+    daily: float = Field(description="Seconds of film asked for since midnight UTC.")
+    stored: float = Field(description="GB that its films and files take.")
+
+
+class Key(Answer):
+    """A key, without what would let anybody use it."""
+
+    id: str
+    object: Literal["key"] = "key"
+    name: str
+    scopes: list[str]
+    created_at: int | None = None
+    limits: KeyLimits
+
+
+class KeyState(Key):
+    """A key and what it has used."""
+
+    usage: KeyUsage
+
+
+class KeyWithSecret(Key):
+    """A new key, which is shown this once."""
+
+    secret: str
+
+
+class KeyList(Answer):
+    """All keys."""
+
+    object: Literal["list"] = "list"
+    data: list[Key]
+
+
+class KeyDeleted(Gone):
+    """A key is worthless."""
+
+    object: Literal["key.deleted"] = "key.deleted"
 
 
 class Health(Answer):

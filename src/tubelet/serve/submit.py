@@ -18,7 +18,7 @@ from tubelet.serve.errors import ApiError, invalid, of_validation
 from tubelet.serve.guard import ANSWER_HEADERS
 from tubelet.serve.inputs import Taken
 from tubelet.serve.moderation import refuse_flagged
-from tubelet.serve.quota import charge, exhausted, headers, seconds_of, spent
+from tubelet.serve.quota import GB, charge, exhausted, headers, kept, seconds_of, spent, too_full
 from tubelet.serve.records import Asset, Job, QueueFull, StorageFull
 from tubelet.serve.requests import Fields, fingerprint
 from tubelet.serve.schemas import DRAWN_SEEDS, LONGEST_FILM, Asked, Making
@@ -161,26 +161,51 @@ async def submit(
 
 
 async def _created(room: Service, request: Request, caller: Caller, prepared: Prepared, **more: Any) -> tuple[Job, bool]:
-    """The job, and whether it is new, within what the key may ask for today. `more` goes to the job store. Raises ApiError."""
+    """The job, and whether it is new, within what the key may keep and ask for today. `more` goes to the job store.
+
+    Raises ApiError.
+    """
     create = functools.partial(room.jobs.create, prepared.request, owner=caller.owner, parent=prepared.parent)
-    daily, seconds = caller.daily, seconds_of(prepared.request)
-    if daily is None:
+    if caller.daily is None and caller.stored is None:
         return await room.write(create, **more)
     async with room.alone(f"quota {caller.owner}"):
-        left = daily - await room.read(spent, room.jobs, caller.owner)
-        if seconds > left:
+        refusal = await _overfull(room, caller)
+        seconds, left = seconds_of(prepared.request), 0.0
+        if caller.daily is not None:
+            left = caller.daily - await room.read(spent, room.jobs, caller.owner)
+            if seconds > left:
+                refusal = exhausted(caller.daily, left)
+        if refusal is not None:
             more["own_cap"] = 0  # the job of an earlier try is still given, no other
         try:
             job, new = await room.write(create, **more)
         except QueueFull:
-            if seconds > left:
-                request.scope[ANSWER_HEADERS].update(headers(daily, left))
-                raise exhausted(daily, left) from None
+            if caller.daily is not None:
+                request.scope[ANSWER_HEADERS].update(headers(caller.daily, left))
+            if refusal is not None:
+                raise refusal from None
             raise
-        if new:
-            # The job is acknowledged: nothing that goes wrong from here on may say otherwise.
-            with contextlib.suppress(StorageFull):
-                await room.write(charge, room.jobs, caller.owner, seconds)
-            left -= seconds
-        request.scope[ANSWER_HEADERS].update(headers(daily, left))
+        if caller.daily is not None:
+            if new:
+                # The job is acknowledged: nothing that goes wrong from here on may say otherwise.
+                with contextlib.suppress(StorageFull):
+                    await room.write(charge, room.jobs, caller.owner, seconds)
+                left -= seconds
+            request.scope[ANSWER_HEADERS].update(headers(caller.daily, left))
         return job, new
+
+
+async def refuse_overfull(room: Service, caller: Caller, taken: Taken) -> None:
+    """Raises ApiError, and forgets what was taken in, when a key's things would take more room with it than they may."""
+    refusal = await _overfull(room, caller, sum(asset.bytes for asset, _ in taken.kept))
+    if refusal is not None:
+        await room.write(room.wipe, [asset.id for asset, _ in taken.kept])
+        raise refusal
+
+
+async def _overfull(room: Service, caller: Caller, more: int = 0) -> ApiError | None:
+    """What is to be said where a key's things and `more` bytes take more room than they may."""
+    if caller.stored is None:
+        return None
+    bytes = more + await room.read(kept, room.jobs, room.store, caller.owner)
+    return too_full(caller.stored, bytes) if bytes > caller.stored * GB else None

@@ -38,6 +38,7 @@ from tubelet.serve.store import Store
 from tubelet.text.expand import Expander
 
 if TYPE_CHECKING:
+    from tubelet.serve.config import Moderation
     from tubelet.serve.provenance import Ingredient, Signer
 
 T = TypeVar("T")
@@ -57,6 +58,9 @@ BROKEN = 76
 """Exit code of a worker whose device no longer computes."""
 TOO_MUCH = "The film does not fit into the memory of this server's device; ask for a shorter or smaller one."
 FAILED = "The film could not be made; the server's log says why."
+QUESTIONS = 3
+"""How often a moderation endpoint that does not answer is asked about a frame."""
+UNCHECKED = "This server could not check what it has made; ask again later."
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class WorkerConfig:
     certificate_key: Path | None = None
     sign: bool = True
     """Sign and mark what is made."""
+    moderation: Moderation | None = None
+    """Who is shown frames of what was made before it is kept, where it is to be shown any."""
 
 
 def run(config: WorkerConfig, expander: Expander | None = None) -> int:
@@ -186,6 +192,14 @@ class _Unwritten(Exception):  # noqa: N818  what it says is for the log
     """The film was made, but its files were not, for a reason that is not the request's."""
 
 
+class _Refused(Exception):  # noqa: N818  an answer, not a defect
+    """The film is not to be kept; `message` is for the client."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code)
+        self.code, self.message = code, message
+
+
 class _Attempt:
     """One claim, from its first step to its end. The heartbeat runs beside the work and tells it when to stop."""
 
@@ -233,6 +247,8 @@ class _Attempt:
             return self._stopped()
         except UserError as error:
             return self._fail("invalid_request", str(error))
+        except _Refused as refused:
+            return self._fail(refused.code, refused.message)
         except OutOfMemory:
             return self._fail("out_of_memory", TOO_MUCH)
         except Exception as error:  # noqa: BLE001  whatever it is, the job ends and the worker goes on
@@ -258,6 +274,8 @@ class _Attempt:
             if self._worker.system.device.type == "cuda":
                 torch.cuda.empty_cache()
             rendered = self._rendered(lean=True)
+        self._progress = 91
+        self._show_to_moderation(rendered)
         self._progress = 92
         begin = time.perf_counter()
         try:
@@ -266,6 +284,28 @@ class _Attempt:
             raise _Unwritten(str(error)) from error
         timings = {**rendered.result["timings"], "write": time.perf_counter() - begin}
         return outputs, {**rendered.result, "timings": timings}
+
+    def _show_to_moderation(self, rendered: Rendered) -> None:
+        """Raises _Refused when a frame is flagged, or nobody answers and somebody must."""
+        endpoint = self._worker.config.moderation
+        if endpoint is None or endpoint.frames == 0:
+            return
+        from tubelet.serve.moderation import BLOCKED, REJECTED, Unanswered, flagged, seen
+
+        for frame in rendered.glimpses(endpoint.frames):
+            for left in reversed(range(QUESTIONS)):
+                self._check()
+                try:
+                    if flagged(endpoint, [seen(frame, "image/jpeg")]):
+                        raise _Refused(BLOCKED, REJECTED)
+                    break
+                except Unanswered as error:
+                    if left == 0:
+                        self._say("moderation does not answer", said=str(error))
+                        if endpoint.lenient:
+                            return
+                        raise _Refused("moderation_unavailable", UNCHECKED) from error
+                    self._worker.stopping.wait(ROOM_PAUSE)
 
     def _rendered(self, lean: bool) -> Rendered:
         inputs: dict[str, Path] = {}
@@ -335,7 +375,9 @@ class _Attempt:
             raise Cancelled
 
     def _show(self, preview: bytes) -> None:
-        self._preview = preview
+        endpoint = self._worker.config.moderation
+        if endpoint is None or endpoint.frames == 0:  # else nobody is to see what was not looked at
+            self._preview = preview
 
     def _insist(self, call: Callable[[], T]) -> T:
         """What `call` gives, as soon as there is room for it; the heartbeat goes on meanwhile.

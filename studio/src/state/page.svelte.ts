@@ -43,6 +43,10 @@ class PageState {
   sheet = $state(false);
   /** Whether the server asked for a key. */
   locked = $state(false);
+  /** Whether a key was given. */
+  keyed = $state(false);
+  /** Whether the page of keys and limits is open. */
+  keys = $state(false);
   /** Said aloud by screen readers. */
   spoken = $state("");
   notes = $state<{ id: number; text: string; bad: boolean }[]>([]);

@@ -69,6 +69,27 @@ export interface Check {
   generated_at?: string | null;
 }
 
+export interface Limits {
+  rpm: number | null;
+  queued: number | null;
+  running: number | null;
+  /** Seconds of film a day. */
+  daily: number | null;
+  /** GB. */
+  stored: number | null;
+}
+
+export interface Key {
+  id: string;
+  name: string;
+  scopes: string[];
+  limits: Limits;
+}
+
+export interface KeyState extends Key {
+  usage: { queued: number; running: number; daily: number; stored: number };
+}
+
 export type Variant = "video" | "thumbnail" | "spritesheet" | "preview";
 
 /** The server answered with an error. */
@@ -149,6 +170,11 @@ export const queue = (): Promise<Queue> => json("v1/queue");
 export const pause = (paused: boolean): Promise<Queue> => json("v1/queue", post({ paused }));
 export const expand = (prompt: string, signal: AbortSignal): Promise<{ text: string }> =>
   json("v1/expansions", { ...post({ prompt }), signal });
+
+export const ownKey = (): Promise<KeyState> => json("v1/key");
+export const keys = async (): Promise<Key[]> => (await json<{ data: Key[] }>("v1/keys")).data;
+export const createKey = (asked: object): Promise<Key & { secret: string }> => json("v1/keys", post(asked));
+export const revokeKey = (id: string): Promise<unknown> => json(`v1/keys/${id}`, { method: "DELETE" });
 
 /** The default one first. */
 export const models = async (): Promise<Model[]> => (await json<{ data: Model[] }>("v1/models")).data;

@@ -31,6 +31,7 @@ IDS = {
     "character_id": f"char_{'0' * 26}",
     "file_id": f"file_{'0' * 26}",
     "webhook_endpoint_id": f"we_{'0' * 26}",
+    "key_id": f"key_{'0' * 24}",
     "model": "tiny",
 }
 

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from jobs_rig import CANARY, FILM, PREVIEW, Clock, at_once, claimed, code, new, now, types
 
-from tubelet.serve import jobs
+from tubelet.serve import auth, jobs
 from tubelet.serve.jobs import Jobs
 from tubelet.serve.records import Asset, Claim, Job, KeyConflict, QueueFull, Signal
 
@@ -238,6 +238,32 @@ def test_many_workers_never_share_a_job(store: Jobs, url: str, clock: Clock) -> 
     got = [id for one in at_once(6, work) for id in one]
     other.close()
     assert sorted(got) == sorted(made)
+
+
+def test_of_a_key_no_more_run_than_may_and_those_behind_go_first(store: Jobs, url: str, clock: Clock) -> None:
+    id, _ = auth.issue(store, "modest", running=2)
+    own = [new(store, owner=id) for _ in range(4)]
+    others = [new(store, owner="another") for _ in range(3)]
+    first, second = claimed(store), claimed(store)
+    assert [first.job.id, second.job.id] == [own[0].id, own[1].id]
+    assert [claimed(store).job.id for _ in range(3)] == [job.id for job in others]
+    assert store.claim("one") is None
+    assert [job.position for job in (now(store, own[2]), now(store, own[3]))] == [1, 2], "they keep their places"
+    assert store.finish(first, [FILM], {})
+    assert claimed(store).job.id == own[2].id
+    assert store.claim("one") is None
+    clock.now += 1000
+    assert store.claim("one") is not None, "leases that ran out take no room"
+    assert auth.revoke(store, id)
+    assert store.claim("one") is not None, "nobody's limit any more"
+
+
+def test_workers_that_claim_at_once_keep_to_the_limit_of_a_key(store: Jobs, url: str, clock: Clock) -> None:
+    id, _ = auth.issue(store, "modest", running=3)
+    for _ in range(12):
+        new(store, owner=id)
+    claims = at_once(8, lambda n: Jobs.open(url, clock=clock).claim(f"worker {n}"))
+    assert sum(claim is not None for claim in claims) == 3
 
 
 def test_a_paused_queue_hands_out_nothing_but_lets_running_jobs_end(store: Jobs) -> None:

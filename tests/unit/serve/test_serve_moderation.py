@@ -17,7 +17,7 @@ from api_rig import png, serving
 from tubelet.cli.serve import _moderation
 from tubelet.core.errors import UserError
 from tubelet.serve.config import Moderation
-from tubelet.serve.moderation import Unanswered, flagged, words_of
+from tubelet.serve.moderation import Unanswered, flagged, seen, words_of
 
 
 class Endpoint(BaseHTTPRequestHandler):
@@ -31,7 +31,7 @@ class Endpoint(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.asked.append(body)
         self.keys.append(self.headers["authorization"])
-        results = [{"flagged": "gore" in text, "categories": {}} for text in body["input"]]
+        results = [{"flagged": "gore" in str(one) or "Z29yZQ" in str(one), "categories": {}} for one in body["input"]]
         status, text = self.answers or (200, json.dumps({"id": "m", "model": "m", "results": results}).encode())
         self.send_response(status if self.path == "/base/moderations" else 404)
         if status == 302:
@@ -121,6 +121,16 @@ def test_an_odd_answer_is_none(endpoint: tuple[str, type[Endpoint]], answers: tu
         flagged(Moderation(url), ["a ball"])
 
 
+def test_a_picture_is_shown_as_one_is(endpoint: tuple[str, type[Endpoint]]) -> None:
+    url, handler = endpoint
+    assert not flagged(Moderation(url), [seen(b"a ball", "image/jpeg")])
+    assert flagged(Moderation(url), [seen(b"gore", "image/png")])
+    assert handler.asked == [
+        {"input": [{"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,YSBiYWxs"}}]},
+        {"input": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,Z29yZQ=="}}]},
+    ]
+
+
 def test_what_a_person_wrote() -> None:
     assert words_of({"prompt": "a", "shots": [{"prompt": "b"}, {"prompt": "c"}]}) == ["a", "b", "c"]
     assert words_of({"prompt": "", "shots": None}) == []
@@ -128,10 +138,13 @@ def test_what_a_person_wrote() -> None:
 
 def test_it_is_configured_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _moderation() is None
-    for name, value in {"URL": "https://m.example/v1", "KEY": "secret", "LENIENT": "1"}.items():
+    for name, value in {"URL": "https://m.example/v1", "KEY": "secret", "LENIENT": "1", "FRAMES": "3"}.items():
         monkeypatch.setenv(f"TUBELET_MODERATION_{name}", value)
-    assert _moderation() == Moderation("https://m.example/v1", "secret", lenient=True)
+    assert _moderation() == Moderation("https://m.example/v1", "secret", lenient=True, frames=3)
     assert "secret" not in repr(_moderation())
+    monkeypatch.setenv("TUBELET_MODERATION_FRAMES", "-1")
+    with pytest.raises(UserError, match="TUBELET_MODERATION_FRAMES is a number of frames"):
+        _moderation()
 
 
 @pytest.mark.parametrize(

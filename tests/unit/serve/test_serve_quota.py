@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_rig import Rig, serving
+from api_rig import Rig, png, serving, until
 
 from tubelet.core.errors import UserError
 from tubelet.serve import auth, quota
@@ -75,10 +75,11 @@ def test_what_a_wish_costs(request_: dict[str, Any], seconds: float) -> None:
     assert quota.seconds_of(request_) == seconds
 
 
-def test_a_limit_is_at_least_a_second(rig: Rig) -> None:
+@pytest.mark.parametrize("limit", ["rpm", "queued", "running", "daily", "stored"])
+def test_a_limit_lets_something_through(rig: Rig, limit: str) -> None:
     for wrong in (0, -1, float("nan")):
-        with pytest.raises(UserError, match="at least 1"):
-            auth.issue(rig.jobs, "x", daily=wrong)
+        with pytest.raises(UserError, match=f"{limit}, a limit of a key, must be"):
+            auth.issue(rig.jobs, "x", **{limit: wrong})
 
 
 def test_a_key_made_before_there_were_quotas_has_none(rig: Rig) -> None:
@@ -90,3 +91,35 @@ def test_a_key_made_before_there_were_quotas_has_none(rig: Rig) -> None:
     answer = ask(rig, 100, authorization=f"Bearer {secret}")
     assert answer.status_code == 200
     assert "x-ratelimit-limit-seconds" not in answer.headers
+
+
+def key(rig: Rig, **limits: Any) -> dict[str, str]:
+    _, secret = auth.issue(rig.jobs, "another", rpm=1000, **limits)
+    return {"authorization": f"Bearer {secret}"}
+
+
+def test_what_a_key_keeps_has_a_limit_and_deleting_makes_room(rig: Rig) -> None:
+    picture = png()
+    mine = key(rig, stored=1.5 * len(picture) / quota.GB)
+
+    def upload(headers: dict[str, str]) -> httpx.Response:
+        files = {"file": ("a.png", picture, "image/png")}
+        return rig.client.post("/v1/files", files=files, data={"purpose": "user_data"}, headers=headers)
+
+    first = upload(mine)
+    assert first.status_code == 200, first.text
+    there = set((rig.config.data / "assets").iterdir())
+    assert quota.kept(rig.jobs, rig.store, auth.listed(rig.jobs)[-1]["id"]) == first.json()["bytes"]
+    other = {"file": ("b.png", png(size=(48, 40)), "image/png")}
+    over = rig.client.post("/v1/files", files=other, data={"purpose": "user_data"}, headers=mine)
+    assert (over.status_code, over.json()["error"]["code"]) == (429, "insufficient_quota")
+    assert over.headers["x-should-retry"] == "false"
+    assert set((rig.config.data / "assets").iterdir()) == there, "nothing of it stays"
+    assert upload(key(rig)).status_code == 200, "the limit is that key's alone"
+    film = rig.client.post("/v1/videos", json={"prompt": "a ball"}, headers=mine)
+    assert film.status_code == 200, "there is room, however little"
+    until(lambda: rig.jobs.get(film.json()["id"], None), lambda job: job is not None and job.state == "completed")
+    full = rig.client.post("/v1/videos", json={"prompt": "a ball"}, headers=mine)
+    assert (full.status_code, full.json()["error"]["code"]) == (429, "insufficient_quota")
+    assert rig.client.delete(f"/v1/videos/{film.json()['id']}", headers=mine).status_code == 200
+    assert rig.client.post("/v1/videos", json={"prompt": "a ball"}, headers=mine).status_code == 200

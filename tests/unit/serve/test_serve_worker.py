@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
+import io
 import json
 import logging
 import os
@@ -14,15 +16,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_serve_render import WORDS, ask, save_tiny
 from torch import nn
 
 from tubelet.core.errors import UserError
 from tubelet.generate.system import System, load
 from tubelet.media.decode import decode_uint8, probe
+from tubelet.serve import moderation
 from tubelet.serve import worker as room
+from tubelet.serve.config import Moderation
 from tubelet.serve.jobs import Jobs
 from tubelet.serve.records import Job, StorageFull
 from tubelet.serve.render import OutOfMemory, Rendered
@@ -603,3 +609,74 @@ def test_two_workers_share_the_work(place: Place, system: System) -> None:
     assert all(place.job(job).attempt == 1 for job in wanted)
     assert sum(gate.answers for gate in gates) == 6 * 2
     assert min(gate.answers for gate in gates) >= 2
+
+
+class Eyes:
+    """A moderation endpoint that keeps what it was shown; `answers` one after the other, the last for good."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: bool | Exception) -> None:
+        self.shown: list[bytes] = []
+        self.answers = list(answers)
+        monkeypatch.setattr(moderation, "flagged", self)
+
+    def __call__(self, endpoint: Moderation, shown: list[dict[str, Any]]) -> bool:
+        assert endpoint.frames == 3
+        (one,) = shown
+        self.shown.append(base64.b64decode(one["image_url"]["url"].removeprefix("data:image/jpeg;base64,")))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+WATCHED = Moderation("http://127.0.0.1:9/v1", frames=3)
+
+
+def test_frames_are_looked_at_before_anybody_sees_the_film(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eyes = Eyes(monkeypatch, False)
+    job = place.ask()
+    assert place.worker(system, moderation=WATCHED).turn()
+    assert place.job(job).state == "completed"
+    assert len(eyes.shown) == 3
+    film = place.store.path(place.job(job).outputs[0].id)
+    assert film is not None
+    frames, _ = decode_uint8(film)
+    for jpeg, frame in zip(eyes.shown, (frames[0], frames[len(frames) // 2], frames[-1]), strict=True):
+        small = np.asarray(Image.open(io.BytesIO(jpeg)).resize((8, 8)), float)
+        assert np.abs(small - np.asarray(Image.fromarray(frame).resize((8, 8)), float)).mean() < 12
+    assert not any(facts["type"] == "video.preview" for _, _, facts in place.jobs.events())
+
+
+def test_a_flagged_frame_fails_the_film_and_nothing_of_it_stays(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eyes = Eyes(monkeypatch, False, True)
+    job = place.ask()
+    assert place.worker(system, moderation=WATCHED).turn()
+    found = place.job(job)
+    assert (found.state, found.error) == ("failed", {"code": "moderation_blocked", "message": moderation.REJECTED})
+    assert len(eyes.shown) == 2
+    assert found.outputs == ()
+    assert place.journals == []
+    assert list((place.folder / "assets").iterdir()) == []
+
+
+def test_eyes_that_are_shut_are_asked_again_and_then_it_is_the_operators_choice(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shut = moderation.Unanswered("ConnectionRefusedError")
+    eyes = Eyes(monkeypatch, shut, shut, False)
+    once, never, lenient = place.ask(), place.ask(), place.ask()
+    worker = place.worker(system, moderation=WATCHED)
+    assert worker.turn()
+    assert place.job(once).state == "completed"
+    assert len(eyes.shown) == 5, "two questions went unheard"
+    Eyes(monkeypatch, shut)
+    assert worker.turn()
+    error = place.job(never).error
+    assert error is not None
+    assert error["code"] == "moderation_unavailable"
+    assert place.worker(system, moderation=replace(WATCHED, lenient=True)).turn()
+    assert place.job(lenient).state == "completed"
