@@ -327,9 +327,11 @@ def _moderation() -> Any:
     from tubelet.serve.config import Moderation
 
     said = {name: os.environ.get(f"TUBELET_MODERATION_{name}", "") for name in ("URL", "KEY", "MODEL", "LENIENT", "FRAMES")}
-    if not said["URL"]:
-        return None
     frames = said["FRAMES"] or "0"
+    if not said["URL"]:
+        if frames != "0":
+            raise UserError("TUBELET_MODERATION_FRAMES needs TUBELET_MODERATION_URL; say where the endpoint is")
+        return None
     if not frames.isdecimal():
         raise UserError(f"TUBELET_MODERATION_FRAMES is a number of frames, got {frames!r}; correct it")
     return Moderation(said["URL"], said["KEY"], said["MODEL"], said["LENIENT"] == "1", int(frames))

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from tubelet.serve.jobs import Jobs
 
 SCOPES = ("read", "create", "admin")
-"""read: look at one's own things; create: make, change and delete them; admin: the queue as a whole and the metrics."""
+"""read: look at one's own things; create: make, change and delete them; admin: the queue as a whole, the
+metrics, and everybody's keys."""
 LOCAL = "local"
 REQUESTS_PER_MINUTE = 60
 QUEUED = 20
@@ -85,8 +86,14 @@ def issue(
 
 
 def revoke(jobs: Jobs, id: str) -> bool:
-    """Make a key worthless from the next request on; what it made stays. False when there is no such key."""
-    return jobs.drop(KEYS, id, None)
+    """Make a key worthless from the next request on, and stop what it has waiting and running; what it made stays.
+
+    False when there is no such key.
+    """
+    gone = jobs.drop(KEYS, id, None)
+    if gone:
+        jobs.stop(id)
+    return gone
 
 
 def listed(jobs: Jobs) -> list[dict[str, Any]]:

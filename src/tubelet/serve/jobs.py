@@ -11,6 +11,7 @@ transaction ends, so sequences become visible in the order of their numbers and 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -30,6 +31,8 @@ from tubelet.serve.tables import DOCUMENTS, EVENTS, JOBS, NUMBERS, WORKERS
 KEPT = 86400.0
 """Seconds that finer events, the traces of deleted jobs and silent workers are remembered."""
 
+# Ids of assets stand in these fields. Quotes within what a person wrote are escaped, so no words look like this.
+_NAMED = re.compile(r'"(?:id|asset|credentials)":"([0-9a-f]{64})"')
 _PASSING = ("video.progress", "video.preview", "video.deleted")
 
 
@@ -229,8 +232,8 @@ class Jobs:
         Jobs of a key of which as many run as may (`running` of its document) wait, and those behind them go first.
         """
         with self._database.read() as db:  # idle workers ask often and should not hold up those who write
-            worth = sa.or_(_waiting(db, kinds), ran_out(self._clock()))
-            if db.execute(select(JOBS.c.id).where(worth).limit(1)).first() is None:
+            worth = (ran_out(self._clock()), _waiting(db, kinds))
+            if all(db.execute(select(JOBS.c.id).where(one).limit(1)).first() is None for one in worth):
                 return None
         with self._database.write() as db:
             self._database.alone(db)  # two that claim at once would each see room for one more of a key
@@ -363,15 +366,27 @@ class Jobs:
             self._database.scrub()
         return gone
 
-    def referenced(self, owner: str | None = None) -> set[str]:
-        """The ids of all assets that a job or a document names."""
+    def referenced(self, owner: str | None = None, *, pictures: bool = True) -> set[str]:
+        """The ids of all assets that a job or a document names; with `pictures=False` without those of jobs for pictures."""
         names: set[str] = set()
+        jobs, documents = select(JOBS.c.request, JOBS.c.outputs), select(DOCUMENTS.c.document)
+        if owner is not None:
+            jobs, documents = jobs.where(JOBS.c.owner == owner), documents.where(DOCUMENTS.c.owner == owner)
+        if not pictures:
+            jobs = jobs.where(JOBS.c.kind != "image")
         with self._database.read() as db:
-            for table, *columns in ((JOBS, "request", "outputs", "result"), (DOCUMENTS, "document")):
-                query = select(*(table.c[name] for name in columns))
-                for row in db.execute(query if owner is None else query.where(table.c.owner == owner)):
-                    names.update(name for column in row for name in re.findall(r'"([0-9a-f]{64})"', column))
+            for row in itertools.chain(db.execute(jobs), db.execute(documents)):
+                names.update(name for column in row for name in _NAMED.findall(column))
         return names
+
+    def stop(self, owner: str) -> int:
+        """Cancel all unfinished jobs of an owner. Returns how many there were."""
+        query = select(JOBS.c.id).where(JOBS.c.owner == owner, JOBS.c.state.in_(("queued", "in_progress")))
+        with self._database.read() as db:
+            found = list(db.scalars(query))
+        for id in found:
+            self.cancel(id, owner)
+        return len(found)
 
     def _any(self, column: ColumnElement[Any], condition: ColumnElement[bool]) -> bool:
         with self._database.read() as db:

@@ -24,7 +24,11 @@ REJECTED = "Your request was rejected by this server's safety system; ask for so
 
 
 class Unanswered(Exception):  # noqa: N818  an answer, not a defect
-    """The endpoint did not answer, or not as one does."""
+    """The endpoint did not answer, or not as one does. `final`: it would not if it were asked again."""
+
+    def __init__(self, said: str, final: bool = False) -> None:
+        super().__init__(said)
+        self.final = final
 
 
 async def refuse_flagged(room: Service, request: Mapping[str, Any]) -> None:
@@ -72,7 +76,7 @@ def flagged(endpoint: Moderation, shown: Sequence[str | dict[str, Any]]) -> bool
         text = answer.read(LARGEST_ANSWER)
         results = json.loads(text)["results"] if answer.status == 200 else None
         if not results or not all(isinstance(result["flagged"], bool) for result in results):
-            raise Unanswered(f"status {answer.status}")
+            raise Unanswered(f"status {answer.status}", 400 <= answer.status < 500 and answer.status not in (408, 429))
         return any(result["flagged"] for result in results)
     except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError, RecursionError) as error:
         raise Unanswered(type(error).__name__) from error

@@ -46,6 +46,8 @@ Inputs = Mapping[str, Path]
 """The files of a request's inputs, by asset id."""
 Mark = Callable[[np.ndarray], np.ndarray]
 """Puts an invisible mark into uint8 frames `(T, H, W, 3)`."""
+Look = Callable[[np.ndarray], None]
+"""Is shown uint8 frames `(T, H, W, 3)`, and raises to keep them from everybody else."""
 
 GREATEST_ASPECT = 4.0
 GREATEST_BYTES = 2 << 30  # of one film's frames at the asked size, which the encoder is handed whole
@@ -132,18 +134,24 @@ class Rendered:
     format: str = "mp4"
     around: tuple[Path, Path] | None = None
 
-    def write(self, folder: Path, mark: Mark | None = None, step: Callable[[], None] = lambda: None) -> tuple[Made, ...]:
+    def write(
+        self, folder: Path, mark: Mark | None = None, step: Callable[[], None] = lambda: None, look: Look | None = None
+    ) -> tuple[Made, ...]:
         """Write all files into `folder`; the same bytes every time. `step` is called between frames and may raise to stop.
 
+        `look` is shown each picture, or all frames of the film, as they will be but for the mark, and may raise, too.
         Raises StorageFull when there is no room; the same call works once there is.
         """
         with _room():
             folder.mkdir(parents=True, exist_ok=True)
             if self.format != "mp4":
                 return tuple(
-                    self._picture(clip, folder / f"{number}.{self.format}", mark) for number, clip in enumerate(self.clips)
+                    self._picture(clip, folder / f"{number}.{self.format}", mark, look)
+                    for number, clip in enumerate(self.clips)
                 )
             film = self._film(step)
+            if look is not None:
+                look(film)
             if mark is not None:
                 together = max(1, MARKED_BYTES // film[0].nbytes)
                 for begin in range(0, len(film), together):
@@ -162,16 +170,6 @@ class Rendered:
                 Made("spritesheet", "image/jpeg", sheet),
             )
 
-    def glimpses(self, count: int) -> Iterator[bytes]:
-        """`count` frames of what was made, evenly over each clip, as JPEG; of a picture the picture."""
-        for clip in self.clips:
-            frames = clip.video.to_uint8()[0]
-            fresh = frames[self.fresh] if len(self.clips) == 1 else frames
-            for place in sorted(set(np.linspace(0, len(fresh) - 1, count).round().astype(int).tolist())):
-                out = io.BytesIO()
-                Image.fromarray(fresh[place]).save(out, "JPEG", quality=90)
-                yield out.getvalue()
-
     def _film(self, step: Callable[[], None]) -> np.ndarray:
         """All frames at the asked size, uint8 `(T, H, W, 3)`."""
         film = np.empty((self.result["frames"], *self.canvas.asked, 3), np.uint8)
@@ -185,11 +183,13 @@ class Rendered:
             step()
         return film
 
-    def _picture(self, clip: Clip, path: Path, mark: Mark | None) -> Made:
+    def _picture(self, clip: Clip, path: Path, mark: Mark | None, look: Look | None) -> Made:
         picture = _resized(clip.video.to_uint8()[0, 0], self.canvas.asked)
         if self.around is not None:
             known, stays = (next(self.canvas.frames(file, clip.video.fps)) for file in self.around)
             picture = np.where(stays > 127, known, picture)  # (*asked, 3)
+        if look is not None:
+            look(picture[None])
         picture = picture if mark is None else mark(picture[None])[0]
         said = metadata_of(clip.settings)
         if self.format == "jpeg":

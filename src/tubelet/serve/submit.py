@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from tubelet.serve.guard import ANSWER_HEADERS
 from tubelet.serve.inputs import Taken
 from tubelet.serve.moderation import refuse_flagged
 from tubelet.serve.quota import GB, charge, exhausted, headers, kept, seconds_of, spent, too_full
-from tubelet.serve.records import Asset, Job, QueueFull, StorageFull
+from tubelet.serve.records import Asset, Job, KeyConflict, QueueFull, StorageFull
 from tubelet.serve.requests import Fields, fingerprint
 from tubelet.serve.schemas import DRAWN_SEEDS, LONGEST_FILM, Asked, Making
 from tubelet.serve.service import EXPLICIT_WINDOW, RETRY_WINDOW, Service, idempotency_key, is_retry
@@ -134,23 +135,26 @@ async def submit(
         prepared = await prepare()
         try:
             await refuse_flagged(room, prepared.request)
-        except ApiError:
-            await room.write(room.wipe, [asset.id for asset, _ in prepared.kept])
+            if room.config.moderation is not None and room.config.moderation.frames > 0:
+                prepared.request["watched"] = True  # a worker that cannot show it to anybody must not make it
+            if room.store.free() < room.store.reserve:
+                raise StorageFull
+            job, new = await _created(
+                room,
+                request,
+                caller,
+                prepared,
+                kind=kind,
+                cap=room.config.cap,
+                own_cap=caller.queued,
+                key=key,
+                fingerprint=mark,
+                window=EXPLICIT_WINDOW,
+            )
+        except (ApiError, KeyConflict, QueueFull, StorageFull):
+            with contextlib.suppress(StorageFull):
+                await room.write(room.wipe, [asset.id for asset, _ in prepared.kept])
             raise
-        if room.store.free() < room.store.reserve:
-            raise StorageFull
-        job, new = await _created(
-            room,
-            request,
-            caller,
-            prepared,
-            kind=kind,
-            cap=room.config.cap,
-            own_cap=caller.queued,
-            key=key,
-            fingerprint=mark,
-            window=EXPLICIT_WINDOW,
-        )
         if not new:
             room.metrics.deduped.add()
         elif prepared.kept:
@@ -166,46 +170,49 @@ async def _created(room: Service, request: Request, caller: Caller, prepared: Pr
     Raises ApiError.
     """
     create = functools.partial(room.jobs.create, prepared.request, owner=caller.owner, parent=prepared.parent)
-    if caller.daily is None and caller.stored is None:
-        return await room.write(create, **more)
     async with room.alone(f"quota {caller.owner}"):
-        refusal = await _overfull(room, caller)
-        seconds, left = seconds_of(prepared.request), 0.0
-        if caller.daily is not None:
-            left = caller.daily - await room.read(spent, room.jobs, caller.owner)
-            if seconds > left:
-                refusal = exhausted(caller.daily, left)
+        refusal = await _overfull(room, caller, prepared.kept, least=0)
+        seconds = seconds_of(prepared.request)
+        left = math.inf if caller.daily is None else caller.daily - await room.read(spent, room.jobs, caller.owner)
+        if caller.daily is not None and seconds > left:
+            refusal = exhausted(caller.daily, left)
         if refusal is not None:
             more["own_cap"] = 0  # the job of an earlier try is still given, no other
+        new = False
         try:
             job, new = await room.write(create, **more)
         except QueueFull:
-            if caller.daily is not None:
-                request.scope[ANSWER_HEADERS].update(headers(caller.daily, left))
             if refusal is not None:
                 raise refusal from None
             raise
-        if caller.daily is not None:
-            if new:
-                # The job is acknowledged: nothing that goes wrong from here on may say otherwise.
-                with contextlib.suppress(StorageFull):
-                    await room.write(charge, room.jobs, caller.owner, seconds)
-                left -= seconds
-            request.scope[ANSWER_HEADERS].update(headers(caller.daily, left))
+        finally:
+            if caller.daily is not None:
+                request.scope[ANSWER_HEADERS].update(headers(caller.daily, left - seconds * new))
+        if new and seconds > 0:
+            # The job is acknowledged: nothing that goes wrong from here on may say otherwise.
+            with contextlib.suppress(StorageFull):
+                await room.write(charge, room.jobs, caller.owner, seconds)
         return job, new
 
 
-async def refuse_overfull(room: Service, caller: Caller, taken: Taken) -> None:
-    """Raises ApiError, and forgets what was taken in, when a key's things would take more room with it than they may."""
-    refusal = await _overfull(room, caller, sum(asset.bytes for asset, _ in taken.kept))
-    if refusal is not None:
-        await room.write(room.wipe, [asset.id for asset, _ in taken.kept])
-        raise refusal
+async def put_within(room: Service, caller: Caller, collection: str, document: dict[str, Any], taken: Taken) -> None:
+    """Store the document of something that was taken in, with its files, where the key may keep so much.
+
+    Raises ApiError, and forgets what was taken in, otherwise.
+    """
+    async with room.alone(f"quota {caller.owner}"):
+        refusal = await _overfull(room, caller, taken.kept, least=1)
+        if refusal is not None:
+            await room.write(room.wipe, [asset.id for asset, _ in taken.kept])
+            raise refusal
+        await room.write(room.jobs.put, collection, document["id"], caller.owner, document)
+    await room.write(room.keep, taken.kept)
 
 
-async def _overfull(room: Service, caller: Caller, more: int = 0) -> ApiError | None:
-    """What is to be said where a key's things and `more` bytes take more room than they may."""
+async def _overfull(room: Service, caller: Caller, new: list[tuple[Asset, bytes]], least: int) -> ApiError | None:
+    """What is to be said where a key's things and `new` files take more room than they may; None where these are less than
+    `least` bytes that it does not keep already."""
     if caller.stored is None:
         return None
-    bytes = more + await room.read(kept, room.jobs, room.store, caller.owner)
-    return too_full(caller.stored, bytes) if bytes > caller.stored * GB else None
+    bytes, more = await room.read(kept, room.jobs, room.store, caller.owner, [asset for asset, _ in new])
+    return too_full(caller.stored, bytes + more) if more >= least and bytes + more > caller.stored * GB else None

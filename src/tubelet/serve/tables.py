@@ -80,12 +80,15 @@ DOCUMENTS = Table(
     Column("owner", Text, nullable=False),
     Column("put_at", Double, nullable=False),
     Column("document", Text, nullable=False),
+    Index("documents_of_owner", "owner"),
 )
 
 
 STEPS: tuple[tuple[str, ...], ...] = (
     # A full queue says when to come again, how long the oldest has waited and what is a key's own, with 10,000 jobs too.
     ("CREATE INDEX jobs_age ON jobs (state, created_at)", "CREATE INDEX jobs_of_owner ON jobs (owner, state)"),
+    # What a key keeps is counted from its jobs and documents.
+    ("CREATE INDEX documents_of_owner ON documents (owner)",),
 )
 """What turns tables of schema n + 1 into those of n + 2, statement by statement. A step stays as it was written."""
 

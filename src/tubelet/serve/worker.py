@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
+import io
+import itertools
 import json
 import logging
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -24,7 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 
 from tubelet import __version__
 from tubelet.core.errors import UserError
@@ -58,8 +63,10 @@ BROKEN = 76
 """Exit code of a worker whose device no longer computes."""
 TOO_MUCH = "The film does not fit into the memory of this server's device; ask for a shorter or smaller one."
 FAILED = "The film could not be made; the server's log says why."
-QUESTIONS = 3
-"""How often a moderation endpoint that does not answer is asked about a frame."""
+EYES_PATIENCE = 600.0
+"""Seconds that a film waits for a moderation endpoint that does not answer."""
+EYES_PAUSE, EYES_LONGEST = 1.0, 30.0
+"""Seconds before it is asked again; twice as many each time."""
 UNCHECKED = "This server could not check what it has made; ask again later."
 
 
@@ -99,6 +106,7 @@ def run(config: WorkerConfig, expander: Expander | None = None) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             opened.callback(signal.signal, number, signal.signal(number, lambda *_: stopping.set()))
         system = load(config.system, device=config.device)
+        check_eyes(config.moderation)
         signer = None
         if config.sign:
             from tubelet.serve.provenance import Signer
@@ -108,6 +116,23 @@ def run(config: WorkerConfig, expander: Expander | None = None) -> int:
         opened.callback(jobs.close)
         store = Store(config.data / "assets")
         return Worker(jobs, store, system, config, signer=signer, expander=expander, stopping=stopping).run()
+
+
+def check_eyes(endpoint: Moderation | None) -> None:
+    """Raises UserError when a moderation endpoint that is to be shown frames says that it takes none."""
+    if endpoint is None or endpoint.frames == 0:
+        return
+    from tubelet.serve.moderation import Unanswered, flagged, seen
+
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(out, "JPEG")
+    try:
+        flagged(endpoint, [seen(out.getvalue(), "image/jpeg")])
+    except Unanswered as error:
+        if error.final:
+            raise UserError(
+                f"the moderation endpoint takes no pictures ({error}); set TUBELET_MODERATION_FRAMES to 0, or use one that does"
+            ) from error
 
 
 class Worker:
@@ -212,6 +237,7 @@ class _Attempt:
         self._progress = 0
         self._preview: bytes | None = None
         self._finished = False
+        self._looked = False
         self._written: dict[str, Path] = {}
         self._shown = next((asset for asset in claim.job.outputs if asset.role == "preview"), None)
         self._moved = time.monotonic()
@@ -264,6 +290,9 @@ class _Attempt:
     def _made(self) -> tuple[list[Asset], dict[str, Any]]:
         request = self._job.request
         self._say("started", task=request.get("task"), system=request.get("system"))
+        if request.get("watched") and not self._watched:
+            self._say("this worker has no moderation endpoint that is shown frames, and the server has one")
+            raise _Refused("moderation_unavailable", UNCHECKED)
         if request.get("system") not in (None, self._worker.system.name):
             raise UserError(f"this server has no system {request['system']}; ask for {self._worker.system.name}")
         try:
@@ -274,8 +303,6 @@ class _Attempt:
             if self._worker.system.device.type == "cuda":
                 torch.cuda.empty_cache()
             rendered = self._rendered(lean=True)
-        self._progress = 91
-        self._show_to_moderation(rendered)
         self._progress = 92
         begin = time.perf_counter()
         try:
@@ -285,27 +312,43 @@ class _Attempt:
         timings = {**rendered.result["timings"], "write": time.perf_counter() - begin}
         return outputs, {**rendered.result, "timings": timings}
 
-    def _show_to_moderation(self, rendered: Rendered) -> None:
-        """Raises _Refused when a frame is flagged, or nobody answers and somebody must."""
-        endpoint = self._worker.config.moderation
-        if endpoint is None or endpoint.frames == 0:
+    def _look(self, frames: np.ndarray) -> None:
+        """Show some of uint8 `(T, H, W, 3)` to the moderation endpoint.
+
+        Raises _Refused when one is flagged, or cannot be judged and must be.
+        """
+        endpoint, picture = self._worker.config.moderation, len(frames) == 1
+        assert endpoint is not None
+        if not picture and self._looked:  # the same film again, since there was no room for it
             return
+        shots = len(self._job.request.get("shots") or ())
+        bins = np.linspace(0, len(frames), 1 + min(len(frames), max(endpoint.frames, 2 * shots)))
+        places = {int(random.uniform(low, high)) for low, high in itertools.pairwise(bins)}  # nobody can know which
+        for place in sorted(places | {0, len(frames) - 1}):
+            out = io.BytesIO()
+            Image.fromarray(frames[place]).save(out, "JPEG", quality=90)
+            self._ask(endpoint, out.getvalue())
+        self._looked = not picture
+
+    def _ask(self, endpoint: Moderation, frame: bytes) -> None:
         from tubelet.serve.moderation import BLOCKED, REJECTED, Unanswered, flagged, seen
 
-        for frame in rendered.glimpses(endpoint.frames):
-            for left in reversed(range(QUESTIONS)):
-                self._check()
-                try:
-                    if flagged(endpoint, [seen(frame, "image/jpeg")]):
-                        raise _Refused(BLOCKED, REJECTED)
-                    break
-                except Unanswered as error:
-                    if left == 0:
-                        self._say("moderation does not answer", said=str(error))
-                        if endpoint.lenient:
-                            return
-                        raise _Refused("moderation_unavailable", UNCHECKED) from error
-                    self._worker.stopping.wait(ROOM_PAUSE)
+        begin, pause = time.monotonic(), EYES_PAUSE
+        while True:
+            self._check()
+            try:
+                if flagged(endpoint, [seen(frame, "image/jpeg")]):
+                    raise _Refused(BLOCKED, REJECTED)
+                return
+            except Unanswered as error:
+                if endpoint.lenient:
+                    self._say("a frame was not looked at", said=str(error))
+                    return
+                if error.final or time.monotonic() - begin > EYES_PATIENCE:
+                    self._say("moderation does not answer", said=str(error))
+                    raise _Refused("moderation_unavailable", UNCHECKED) from error
+            self._worker.stopping.wait(pause)
+            pause = min(2 * pause, EYES_LONGEST)
 
     def _rendered(self, lean: bool) -> Rendered:
         inputs: dict[str, Path] = {}
@@ -319,7 +362,8 @@ class _Attempt:
     def _put(self, rendered: Rendered) -> list[Asset]:
         """Everything that was made, in the store, marked and signed."""
         outputs = []
-        for made in rendered.write(self._out, self._mark(), self._check):
+        look = self._look if self._watched else None
+        for made in rendered.write(self._out, self._mark(), self._check, look):
             self._sign(made, rendered)
             self._check()
             outputs.append(self._worker.store.put(made.path, made.role, made.media))
@@ -375,9 +419,14 @@ class _Attempt:
             raise Cancelled
 
     def _show(self, preview: bytes) -> None:
-        endpoint = self._worker.config.moderation
-        if endpoint is None or endpoint.frames == 0:  # else nobody is to see what was not looked at
+        if not self._watched:  # nobody is to see what was not looked at
             self._preview = preview
+
+    @property
+    def _watched(self) -> bool:
+        """Whether frames are shown to a moderation endpoint before anybody else sees them."""
+        endpoint = self._worker.config.moderation
+        return endpoint is not None and endpoint.frames > 0
 
     def _insist(self, call: Callable[[], T]) -> T:
         """What `call` gives, as soon as there is room for it; the heartbeat goes on meanwhile.

@@ -46,6 +46,9 @@ def test_who_needs_no_key_has_no_limits(tmp_path: Path) -> None:
         said = rig.client.get("/v1/key").json()
         assert (said["id"], said["scopes"]) == ("local", ["admin", "create", "read"])
         assert set(said["limits"].values()) == {None}
+        made = rig.client.post("/v1/keys", json={"name": "later"})
+        assert (made.status_code, made.json()["error"]["code"]) == (403, "keys_not_in_use")
+        assert auth.listed(rig.jobs) == []
 
 
 def test_keys_are_made_listed_and_revoked(rig: Rig) -> None:
@@ -71,6 +74,19 @@ def test_keys_are_made_listed_and_revoked(rig: Rig) -> None:
     assert rig.client.post("/v1/keys", data=form, headers=admin).json()["limits"]["daily"] == 60
 
 
+def test_a_key_makes_none_that_may_more(rig: Rig) -> None:
+    _, secret = auth.issue(rig.jobs, "metrics", ("admin",), rpm=1000)
+    beyond = rig.client.post("/v1/keys", json={"name": "x"}, headers=bearer(secret))
+    assert (beyond.status_code, beyond.json()["error"]["code"]) == (403, "insufficient_scope")
+    assert len(auth.listed(rig.jobs)) == 1
+
+
+def test_what_is_asked_for_counts_without_a_limit_too(rig: Rig) -> None:
+    _, secret = auth.issue(rig.jobs, "free", rpm=1000)
+    assert rig.client.post("/v1/videos", json={"prompt": "p", "seconds": 4}, headers=bearer(secret)).status_code == 200
+    assert rig.client.get("/v1/key", headers=bearer(secret)).json()["usage"]["daily"] == 4
+
+
 @pytest.mark.parametrize(
     ("wrong", "param"),
     [
@@ -84,7 +100,7 @@ def test_keys_are_made_listed_and_revoked(rig: Rig) -> None:
     ],
 )
 def test_what_cannot_be_a_key(rig: Rig, wrong: dict[str, object], param: str) -> None:
-    _, secret = auth.issue(rig.jobs, "admin", ("admin",), rpm=1000)
+    _, secret = auth.issue(rig.jobs, "admin", ("read", "create", "admin"), rpm=1000)
     answer = rig.client.post("/v1/keys", json=wrong, headers=bearer(secret))
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].startswith(param)

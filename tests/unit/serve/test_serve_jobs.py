@@ -255,15 +255,20 @@ def test_of_a_key_no_more_run_than_may_and_those_behind_go_first(store: Jobs, ur
     clock.now += 1000
     assert store.claim("one") is not None, "leases that ran out take no room"
     assert auth.revoke(store, id)
-    assert store.claim("one") is not None, "nobody's limit any more"
+    assert store.counts(id)["queued"] == 0, "what a revoked key has waiting is stopped"
+    assert all(job.state == "completed" or job.cancelled for job in (now(store, one) for one in own))
+    assert claimed(store).job.owner == "another"
 
 
 def test_workers_that_claim_at_once_keep_to_the_limit_of_a_key(store: Jobs, url: str, clock: Clock) -> None:
     id, _ = auth.issue(store, "modest", running=3)
     for _ in range(12):
         new(store, owner=id)
-    claims = at_once(8, lambda n: Jobs.open(url, clock=clock).claim(f"worker {n}"))
+    stores = [Jobs.open(url, clock=clock) for _ in range(8)]
+    claims = at_once(8, lambda n: stores[n].claim(f"worker {n}"))
     assert sum(claim is not None for claim in claims) == 3
+    for one in stores:
+        one.close()
 
 
 def test_a_paused_queue_hands_out_nothing_but_lets_running_jobs_end(store: Jobs) -> None:
@@ -668,9 +673,17 @@ def test_every_asset_that_a_row_names_is_referenced(store: Jobs) -> None:
     store.create({"inputs": [{"role": "video", "asset": names[0]}], "characters": [{"asset": names[1]}]})
     store.heartbeat(claimed(store), preview=Asset(names[2], "preview", "image/webp", 1))
     done = new(store)
-    store.finish(claimed(store, "two"), [Asset(names[3], "video", "video/mp4", 1)], {"journal": names[4]})
-    store.put("file", "f", "local", {"asset": names[5]})
+    store.finish(claimed(store, "two"), [Asset(names[3], "video", "video/mp4", 1)], {})
+    store.put("file", "f", "local", {"asset": names[4], "credentials": names[5]})
     assert store.referenced() == set(names)
+    said = f'"asset":"{"a" * 64}", "id": "{"b" * 64}"'
+    store.create({"prompt": said, "shots": [{"prompt": "c" * 64}]}, owner="guess")
+    store.put("character", "c", "guess", {"name": f"{said} {'d' * 64}"})
+    assert store.referenced("guess") == set(), "words name nothing"
+    assert store.referenced() == set(names)
+    picture, _ = store.create({"inputs": [{"asset": "e" * 64}]}, owner="guess", kind="image")
+    assert (store.referenced("guess"), store.referenced("guess", pictures=False)) == ({"e" * 64}, set())
+    store.delete(picture.id, None)
     store.delete(done.id, None)
     store.drop("file", "f", None)
     assert store.referenced() == set(names[:3])

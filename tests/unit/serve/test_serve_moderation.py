@@ -104,6 +104,9 @@ def test_an_endpoint_that_does_not_answer(tmp_path: Path) -> None:
     "answers",
     [
         (500, b""),
+        (429, b""),
+        (400, b""),
+        (404, b""),
         (302, b""),
         (200, b"no"),
         (200, b"[]"),
@@ -117,8 +120,9 @@ def test_an_endpoint_that_does_not_answer(tmp_path: Path) -> None:
 def test_an_odd_answer_is_none(endpoint: tuple[str, type[Endpoint]], answers: tuple[int, bytes]) -> None:
     url, handler = endpoint
     handler.answers = answers
-    with pytest.raises(Unanswered):
+    with pytest.raises(Unanswered) as caught:
         flagged(Moderation(url), ["a ball"])
+    assert caught.value.final == (answers[0] in (400, 404))
 
 
 def test_a_picture_is_shown_as_one_is(endpoint: tuple[str, type[Endpoint]]) -> None:
@@ -144,6 +148,10 @@ def test_it_is_configured_by_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     assert "secret" not in repr(_moderation())
     monkeypatch.setenv("TUBELET_MODERATION_FRAMES", "-1")
     with pytest.raises(UserError, match="TUBELET_MODERATION_FRAMES is a number of frames"):
+        _moderation()
+    monkeypatch.setenv("TUBELET_MODERATION_FRAMES", "3")
+    monkeypatch.delenv("TUBELET_MODERATION_URL")
+    with pytest.raises(UserError, match="needs TUBELET_MODERATION_URL"):
         _moderation()
 
 

@@ -109,7 +109,8 @@ def test_what_a_key_keeps_has_a_limit_and_deleting_makes_room(rig: Rig) -> None:
     first = upload(mine)
     assert first.status_code == 200, first.text
     there = set((rig.config.data / "assets").iterdir())
-    assert quota.kept(rig.jobs, rig.store, auth.listed(rig.jobs)[-1]["id"]) == first.json()["bytes"]
+    assert quota.kept(rig.jobs, rig.store, auth.listed(rig.jobs)[-1]["id"]) == (first.json()["bytes"], 0)
+    assert upload(mine).status_code == 200, "the same file takes no more room"
     other = {"file": ("b.png", png(size=(48, 40)), "image/png")}
     over = rig.client.post("/v1/files", files=other, data={"purpose": "user_data"}, headers=mine)
     assert (over.status_code, over.json()["error"]["code"]) == (429, "insufficient_quota")
@@ -119,7 +120,11 @@ def test_what_a_key_keeps_has_a_limit_and_deleting_makes_room(rig: Rig) -> None:
     film = rig.client.post("/v1/videos", json={"prompt": "a ball"}, headers=mine)
     assert film.status_code == 200, "there is room, however little"
     until(lambda: rig.jobs.get(film.json()["id"], None), lambda job: job is not None and job.state == "completed")
-    full = rig.client.post("/v1/videos", json={"prompt": "a ball"}, headers=mine)
-    assert (full.status_code, full.json()["error"]["code"]) == (429, "insufficient_quota")
+    there = set((rig.config.data / "assets").iterdir())
+    sent = {"input_reference": ("c.png", png((9, 9, 9), (64, 32)), "image/png")}
+    for more in ({"json": {"prompt": "a ball"}}, {"data": {"prompt": "a ball"}, "files": sent}):
+        full = rig.client.post("/v1/videos", headers=mine, **more)
+        assert (full.status_code, full.json()["error"]["code"]) == (429, "insufficient_quota")
+    assert set((rig.config.data / "assets").iterdir()) == there, "nothing of what was refused stays"
     assert rig.client.delete(f"/v1/videos/{film.json()['id']}", headers=mine).status_code == 200
     assert rig.client.post("/v1/videos", json={"prompt": "a ball"}, headers=mine).status_code == 200

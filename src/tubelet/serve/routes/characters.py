@@ -13,7 +13,7 @@ from tubelet.serve.openapi import operations, takes
 from tubelet.serve.routes.videos import CHARACTERS
 from tubelet.serve.schemas import Character, CharacterCreate, CharacterDeleted
 from tubelet.serve.service import Body, Maker, Reader, Room
-from tubelet.serve.submit import read_as, refuse_overfull
+from tubelet.serve.submit import put_within, read_as
 
 router = operations("characters")
 
@@ -30,11 +30,9 @@ async def create_character(room: Room, caller: Maker, fields: Body) -> Character
     """Keep somebody from a clip."""
     asked = read_as(CharacterCreate, fields)
     taken = await take_film(room, caller, asked.video, "video")
-    await refuse_overfull(room, caller, taken)
     character = Character(id=new_id("char"), created_at=int(time.time()), name=asked.name)
     document = {**character.model_dump(), "asset": taken.asset, "media": taken.media, "credentials": taken.credentials}
-    await room.write(room.jobs.put, CHARACTERS, character.id, caller.owner, document)
-    await room.write(room.keep, taken.kept)
+    await put_within(room, caller, CHARACTERS, document, taken)
     return character
 
 

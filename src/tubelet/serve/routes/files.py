@@ -15,7 +15,7 @@ from tubelet.serve.openapi import operations, takes
 from tubelet.serve.records import Asset
 from tubelet.serve.schemas import File, FileCreate, FileDeleted, FileList
 from tubelet.serve.service import Body, Maker, Reader, Room
-from tubelet.serve.submit import read_as, refuse_overfull
+from tubelet.serve.submit import put_within, read_as
 
 router = operations("files")
 EntryT = TypeVar("EntryT", bound=dict[str, Any])
@@ -51,7 +51,6 @@ async def create_file(room: Room, caller: Maker, fields: Body) -> File:
     """Upload a picture or a clip."""
     asked = read_as(FileCreate, fields)
     taken = await take_upload(room, asked.file, "file", "any")
-    await refuse_overfull(room, caller, taken)
     file = File(
         id=new_id("file"),
         bytes=taken.kept[0][0].bytes,
@@ -62,8 +61,7 @@ async def create_file(room: Room, caller: Maker, fields: Body) -> File:
     )
     facts = {"asset": taken.asset, "media": taken.media, "size": list(taken.size), "frames": taken.frames}
     more = {"seconds": taken.seconds, "credentials": taken.credentials}
-    await room.write(room.jobs.put, FILES, file.id, caller.owner, {**file.model_dump(), **facts, **more})
-    await room.write(room.keep, taken.kept)
+    await put_within(room, caller, FILES, {**file.model_dump(), **facts, **more}, taken)
     return file
 
 

@@ -212,6 +212,8 @@ async def _followed(room: Service, caller: Caller, job: Job) -> AsyncIterator[Jo
             if latest.state in ("completed", "failed"):
                 return
             if time.monotonic() > until or room.draining:
+                if not room.draining:  # nobody would ever see it
+                    await room.write(room.jobs.cancel, job.id, caller.owner)
                 raise ApiError(503, "The pictures take too long; try again.", code="too_slow", retry_after=30)
             if not await room.feed.later(mark, GLANCE):
                 await asyncio.sleep(0)
@@ -221,7 +223,10 @@ def _refuse_failed(job: Job) -> None:
     if job.state == "failed":
         error = job.error or {}
         said, code = str(error.get("message", "The picture failed.")), str(error.get("code", "failed"))
-        raise ApiError(400 if code == "invalid_request" else 500, said, code=code, headers={"x-should-retry": "false"})
+        if code == "moderation_unavailable":
+            raise ApiError(503, said, code=code, retry_after=30)
+        status = 400 if code in ("invalid_request", "moderation_blocked") else 500
+        raise ApiError(status, said, code=code, headers={"x-should-retry": "false"})
 
 
 def _encoded(room: Service, asset: Asset) -> str:
