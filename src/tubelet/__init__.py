@@ -17,8 +17,17 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(name_or_path: str = "worlds-64") -> System:
-    """Load a whole system (codec, denoiser, text encoder) by shipped name or by folder; see `tubelet.generate.system.load`."""
-    from tubelet.generate.system import load as load_system  # imported late: `import tubelet` stays instant
+def load(name_or_path: str = "worlds-64", device: str = "auto", dtype: str | None = None, *, expand: bool = True) -> System:
+    """Load a whole system (codec, denoiser, text encoder) by shipped name or by folder.
 
-    return load_system(name_or_path)
+    `device` is auto, cpu, cuda or mps; `dtype` float32 or bfloat16, by default bfloat16 where the device is fast at it.
+    `expand`: prompts become captions of the kind that the system was trained on, where it names its rules, as
+    `tubelet generate` does. Raises UserError as `tubelet.generate.system.load`.
+    """
+    from dataclasses import replace  # imported late: `import tubelet` stays instant
+
+    from tubelet.generate.system import expander_of
+    from tubelet.generate.system import load as load_system
+
+    system = load_system(name_or_path, device, dtype)
+    return replace(system, expander=expander_of(system.config) if expand else None)

@@ -51,6 +51,7 @@ def save_tiny(folder: Path, seed: int = 0) -> Path:
         frames=5,
         fps=8.0,
         defaults=Sampling(steps=2),
+        expander="worlds",
     )
     return folder
 

@@ -76,7 +76,7 @@ class Evaluate:
 
         system: Any = load(self.system)
         native: dict[str, Any] = {"size": system.config.size, "frames": system.config.frames}
-        native["expander"] = expander() if self.expand else None
+        native["expander"] = expander(system) if self.expand else None
         if self.tasks or self.sizes:
             from tubelet.evaluate.tasks import evaluate_sizes, evaluate_tasks
 

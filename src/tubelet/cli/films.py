@@ -73,7 +73,7 @@ class Making:
                 "seed": self.seed or 0,
                 "steps": self.steps,
                 "guidance": self.guidance,
-                "expander": expander() if self.expand else None,
+                "expander": expander(system) if self.expand else None,
                 "progress": advance,
             }
             clip = task(system, settings)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from tubelet.cli.terminal import DEFAULT_SYSTEM, expander, print_json
+from tubelet.cli.terminal import DEFAULT_SYSTEM, chat_expander, print_json
 from tubelet.core.errors import UserError
 
 Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: ~/.local/share/tubelet)")]
@@ -158,7 +158,7 @@ class Work:
             sign=self.sign,
             moderation=_moderation(),
         )
-        if code := run(config, expander()):
+        if code := run(config, chat_expander()):
             sys.exit(code)
 
 

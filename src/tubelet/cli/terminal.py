@@ -68,14 +68,20 @@ def deliver(clip: Any, out: Path, sheet: Path | None, as_json: bool, timings: di
     print(f"{out}  ({timings['total']:.1f} s)" + (f"  {sheet}" if sheet else ""))
 
 
-def expander() -> Any:
-    """A chat model where one is configured (TUBELET_CHAT_URL, TUBELET_CHAT_MODEL, TUBELET_CHAT_KEY), else the worlds' rules."""
-    from tubelet.text.expand import ChatExpander, RuleExpander
-    from tubelet.worlds.expand import compose_dense, parse_scene
+def chat_expander() -> Any:
+    """A chat model where one is configured (TUBELET_CHAT_URL, TUBELET_CHAT_MODEL, TUBELET_CHAT_KEY), else None."""
+    from tubelet.text.expand import ChatExpander
 
     if url := os.environ.get("TUBELET_CHAT_URL"):
         return ChatExpander(url, os.environ.get("TUBELET_CHAT_MODEL", ""), os.environ.get("TUBELET_CHAT_KEY"))
-    return RuleExpander(parse_scene, compose_dense)
+    return None
+
+
+def expander(system: Any) -> Any:
+    """What rewrites the prompts of a system: a chat model where one is configured, else its own rules, where it has some."""
+    from tubelet.generate.system import expander_of
+
+    return chat_expander() or expander_of(system.config)
 
 
 def print_json(value: Any) -> None:

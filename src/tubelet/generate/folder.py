@@ -77,6 +77,8 @@ class SystemConfig:
     defaults: Sampling
     files: dict[str, str]
     training: dict[str, Any] = field(default_factory=dict)
+    expander: str | None = None
+    """Whose rules make of a prompt a caption of the kind that the system was trained on: "worlds", or nobody's."""
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -87,6 +89,8 @@ class SystemConfig:
             raise UserError(f"there is no prediction {self.prediction!r}; choose one of {', '.join(get_args(Prediction))}")
         if not all(isinstance(name, str) and isinstance(value, str) for name, value in self.files.items()):
             raise UserError(f"the hashes in {SYSTEM_FILE} must be strings; restore it from its source")
+        if self.expander not in (None, "worlds"):
+            raise UserError(f"there is no expander {self.expander!r}; write worlds, or null for none")
         if not self.fps > 0:
             raise UserError(f"fps must be positive, got {self.fps}; correct it")
 
@@ -136,12 +140,14 @@ def save_system(
     prediction: Prediction = "skip",
     defaults: Sampling | None = None,
     training: Mapping[str, Any] | None = None,
+    expander: str | None = None,
 ) -> SystemConfig:
     """Write a system's folder: weights in bf16, buffers (such as latent statistics) as they are. Returns its config.
 
     Each part is (catalogue name, module with `.config`); a text encoder with a tokenizer brings its file along, a frozen one is
-    found again by its config. `training` is any JSON summary: data, steps, cost, scores. `system.json` is written last, so
-    that a folder with one is whole. Raises UserError when weights are not finite or the folder cannot be written.
+    found again by its config. `training` is any JSON summary: data, steps, cost, scores. `expander` as in `SystemConfig`.
+    `system.json` is written last, so that a folder with one is whole. Raises UserError when weights are not finite or the
+    folder cannot be written.
     """
     folder = Path(folder)
     weights: dict[str, nn.Module] = {CODEC_FILE: codec[1], DENOISER_FILE: denoiser[1]}
@@ -167,6 +173,7 @@ def save_system(
         defaults=defaults or Sampling(),
         files={file: sha256(folder / file) for file in sorted(names)},
         training=dict(training or {}),
+        expander=expander,
     )
     write_json(folder / SYSTEM_FILE, to_dict(config))
     return config

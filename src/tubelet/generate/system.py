@@ -40,7 +40,7 @@ from tubelet.tasks.region import inpaint, put_back
 from tubelet.tasks.timeline import Span, place, plan
 from tubelet.text import build_text
 from tubelet.text.base import TextEncoder
-from tubelet.text.expand import Expander
+from tubelet.text.expand import Expander, RuleExpander
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ class System:
     config: SystemConfig
     engine: Engine
     dtype: torch.dtype = torch.float32
+    expander: Expander | None = None
+    """Rewrites every prompt, where a call brings no expander of its own."""
 
     @property
     def name(self) -> str:
@@ -367,6 +369,7 @@ class System:
         for prompt in prompts:
             if not isinstance(prompt, str) or not prompt.strip():
                 raise UserError('the prompt is empty; say what to show, for example "a red ball bounces"')
+        expander = expander or self.expander
         return [expander.expand(prompt).text if expander is not None else prompt for prompt in prompts]
 
     def _settings(self, size: tuple[int, int], frames: int, sampling: Sampling) -> dict[str, Any]:
@@ -417,6 +420,15 @@ class System:
             )
             for film, prompt, request in zip(pixels, prompts, requests, strict=True)
         ]
+
+
+def expander_of(config: SystemConfig) -> Expander | None:
+    """What makes of a prompt a caption of the kind that a system was trained on, where it names one."""
+    if config.expander is None:
+        return None
+    from tubelet.worlds.expand import compose_dense, parse_scene
+
+    return RuleExpander(parse_scene, compose_dense)
 
 
 def load(name_or_path: str | Path, device: str = "auto", dtype: str | None = None) -> System:

@@ -350,6 +350,7 @@ class WorldsRecipe:
             prediction=self.prediction,
             defaults=self.sampling,
             training={"recipe": self.name, "steps": steps, "batch": self.denoise.batch, "clips": self.clips.denoiser},
+            expander="worlds",
         )
 
     def _latents(self, folder: Path, seed: int) -> Latents:

@@ -32,6 +32,8 @@ class SystemFacts:
     guidance: float
     created: int = 0
     """Unix seconds; when its `system.json` was written."""
+    expander: str | None = None
+    """Whose rules rewrite its prompts."""
 
     @property
     def seconds(self) -> float:
@@ -53,7 +55,7 @@ class SystemFacts:
             raise UserError(f"{path} does not state a system ({error}); restore it from its source") from error
         if min(height, width, frames, steps) < 1 or not fps > 0:
             raise UserError(f"{path} states a size, length or rate below 1; restore it from its source")
-        return cls(name, Path(folder), (height, width), frames, fps, steps, guidance, created)
+        return cls(name, Path(folder), (height, width), frames, fps, steps, guidance, created, values.get("expander"))
 
 
 def shipped() -> list[str]:

@@ -34,7 +34,7 @@ from PIL import Image
 from tubelet import __version__
 from tubelet.core.errors import UserError
 from tubelet.generate.engine import Cancelled
-from tubelet.generate.system import System, load
+from tubelet.generate.system import System, expander_of, load
 from tubelet.serve.changes import CANCELLED
 from tubelet.serve.jobs import Jobs
 from tubelet.serve.records import Asset, Claim, StorageFull
@@ -150,7 +150,7 @@ class Worker:
         stopping: threading.Event | None = None,
     ) -> None:
         self.jobs, self.store, self.system, self.config = jobs, store, system, config
-        self.signer, self.expander = signer, expander
+        self.signer, self.expander = signer, expander or expander_of(system.config)
         self.name = config.name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.stopping = stopping or threading.Event()
         """Set it to stop: the job goes back to the queue, its journal stays."""

@@ -147,6 +147,22 @@ def test_a_batch_is_its_singles(system: System) -> None:
         system.generate_batch(prompts, [1])
 
 
+def test_a_system_names_the_rules_for_its_prompts(tmp_path: Path) -> None:
+    write(tmp_path / "plain")
+    write(tmp_path / "ruled", expander="worlds")
+    words = "a red ball bounces"
+    clip = tubelet.load(str(tmp_path / "ruled")).generate(words)
+    assert clip.settings["prompt"] == words
+    assert "bounces" in clip.settings["text"] != words
+    assert tubelet.load(str(tmp_path / "ruled"), expand=False).generate(words).settings["text"] == words
+    assert tubelet.load(str(tmp_path / "plain")).generate(words).settings["text"] == words
+    assert load(tmp_path / "ruled").generate(words).settings["text"] == words, "what measures says what is asked"
+    config = json.loads((tmp_path / "ruled" / "system.json").read_text())
+    (tmp_path / "ruled" / "system.json").write_text(json.dumps(config | {"expander": "gpt"}))
+    with pytest.raises(UserError, match="there is no expander 'gpt'"):
+        load(tmp_path / "ruled")
+
+
 def test_an_expander_is_used_and_both_texts_are_kept(system: System) -> None:
     class Dense:
         def expand(self, prompt: str) -> Expansion:

@@ -22,7 +22,7 @@ from tubelet.serve.jobs import Jobs
 from tubelet.serve.records import Asset, Claim
 from tubelet.serve.store import Store
 
-TINY = SystemFacts("tiny", Path("tiny"), (32, 64), 9, 8.0, 2, 2.0, 1_700_000_000)
+TINY = SystemFacts("tiny", Path("tiny"), (32, 64), 9, 8.0, 2, 2.0, 1_700_000_000, "worlds")
 LOCAL = "http://127.0.0.1:8000"
 
 

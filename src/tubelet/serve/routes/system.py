@@ -100,9 +100,10 @@ def _queue(room: Service) -> Queue:
 
 @router.post("/v1/expansions", response_model=Expansion, openapi_extra=takes(Expand))
 async def expand_prompt(room: Room, _: Maker, fields: Body) -> Expansion:
-    """The caption that the model would read for a prompt. A prompt that names none of its scenes stays as it is."""
+    """The caption that the default model would read for a prompt. One that names none of its scenes stays as it is."""
     asked = read_as(Expand, fields)
-    return Expansion(prompt=asked.prompt, text=await room.read(_expanded, asked.prompt))
+    ruled = room.config.systems[room.config.default].expander is not None
+    return Expansion(prompt=asked.prompt, text=await room.read(_expanded, asked.prompt) if ruled else asked.prompt)
 
 
 def _expanded(prompt: str) -> str:
