@@ -111,7 +111,9 @@ FIGURES = (
     ("event", "caption/event", ".92 / .88"),
     ("gravity within 15 %", "law/gravity", ".85"),
     ("inertia, CV < .2", "law/inertia", ".85"),
+    ("inertia, CV < .1", "law/inertia_strict", ""),
     ("momentum", "law/momentum", ""),
+    ("energy", "law/energy", ""),
     ("impenetrability", "law/impenetrability", ".95"),
     ("permanence", "law/permanence", ".93"),
     ("paint persistence", "law/paint", ".80"),
@@ -171,6 +173,11 @@ def tasks() -> str:
         "found",
         "kept, dB",
     )
+    loops = {
+        "closing": cell("task/loop/closing", "task/loop/closing/control"),
+        "within": cell("task/loop/within", "task/loop/within/control"),
+        "colour": cell("task/loop/colour", "task/loop/colour/floor"),
+    }
     strengths = sorted({name.rpartition("/")[2] for name in figures if name.startswith("task/edit/caption/")})
     edits = [(s, cell(f"task/edit/caption/{s}"), cell(f"task/edit/structure/{s}")) for s in strengths]
     windows = sorted({int(name.split("/")[3]) for name in figures if name.startswith("task/long/one_of_each/")})
@@ -189,6 +196,14 @@ def tasks() -> str:
     ]
     parts = {
         "tasks": table(head, rows),
+        "loops": table(
+            (
+                "join against the inner changes: loop / plain film",
+                "join within them: loop / plain film",
+                "colour of its ball: loop / truth",
+            ),
+            [tuple(loops.values())],
+        ),
         "edits": table(("strength", "caption", "structure kept"), edits),
         "long": table(("window", "one of each: film / truth", "strays: film / truth"), long),
         "sizes": table(("size or frames", "films", "truth"), sizes),
@@ -243,11 +258,11 @@ def _setting(hint: Any, name: str) -> Any:
 
 
 def _option(field: dataclasses.Field[Any], hint: Any) -> str:
-    positional = "Positional" in str(field.type)
+    positional, option = "Positional" in str(field.type), field.name.replace("_", "-")
     if field.type == "bool" or "[bool," in str(field.type):
-        return f"`--no-{field.name}`" if field.default is True else f"`--{field.name}`"
+        return f"`--no-{option}`" if field.default is True else f"`--{option}`"
     kind = _setting(hint, "metavar") or str(field.type).upper()
-    return f"`{kind}`" if positional else f"`--{field.name} {kind}`"
+    return f"`{kind}`" if positional else f"`--{option} {kind}`"
 
 
 def _default(field: dataclasses.Field[Any], hint: Any) -> str:

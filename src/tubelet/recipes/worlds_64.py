@@ -1,4 +1,4 @@
-"""worlds-64: the shipped system, first part. Words to 17 frames of 64 x 64 pixels at 8 fps, phys2d and persist2d.
+"""worlds-64: the first part of the shipped system's training. Words to 17 frames of 64 x 64 pixels, phys2d and persist2d.
 
 Paper: the road of the Sora report (2024) at the smallest size that shows it.
 Command: tubelet train worlds-64
