@@ -142,7 +142,6 @@ class Cascade:
             ("perceptual", "perceptual", plain(3)),
             (f"PSNR, {beside}", "psnr/beside", plain(1)),
             (f"perceptual, {beside}", "perceptual/beside", plain(3)),
-            ("Frechet, generated", "frechet", plain(1)),
             ("KID, generated", "kid", plain()),
             ("parameters", "parameters", millions),
             ("s a film", "seconds", plain(3)),

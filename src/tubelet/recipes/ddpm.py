@@ -156,7 +156,7 @@ class DDPM:
 def _by_ddim(model: UNet, path: VPLinear, noise: Tensor, steps: int) -> Tensor:
     """Pictures out of noise `(n, 3, H, W)` without randomness."""
     denoise = denoiser(lambda z, sigma, _: model(z, path.told_step(sigma)).float(), "eps", path)
-    levels = spaced_sigmas(path, steps)
+    levels = spaced_sigmas(path, steps, "linspace")  # the steps that the short chain visits
     return SOLVERS["ddim"].solve(lambda z, sigma: denoise(z, sigma, None).clamp(-1, 1), noise, levels, path=path)
 
 

@@ -39,6 +39,8 @@ from tubelet.runtime.cpu import accelerate, restore, use_fast_attention
 from tubelet.runtime.device import choose_device
 from tubelet.train.lineage import FrozenText
 from tubelet.train.loop import Objective, TrainConfig, train
+from tubelet.train.optim import Split
+from tubelet.train.optim import split as by_place
 from tubelet.train.text_to_video import TextToVideo
 from tubelet.worlds.constants import PHYS2D_KINDS
 from tubelet.worlds.grammar import parse
@@ -176,7 +178,7 @@ def compare(
     stated = {name: value for name, value in to_dict(settings).items() if name != "rows"}
     places = {name: folder / "".join(c if c.isalnum() else "-" for c in name) for name in rows}
     path = folder / "settings.json"
-    if not any(place.exists() for place in places.values()):
+    if not path.exists():
         write_json(path, stated)
     found = read_json(path)
     changed = [name for name, value in stated.items() if found.get(name) != value]
@@ -218,15 +220,29 @@ def markdown(results: Mapping[str, Figures], columns: Sequence[Column]) -> str:
 # A trained row
 
 
-def train_row(place: Path, model: M, objective: Objective, source: Source, config: TrainConfig) -> tuple[M, Figures] | None:
+def unet_split(model: nn.Module) -> Split:
+    """Which weights of a model with a U-Net go to Muon: those that stand where a transformer's blocks do, as in the others."""
+    return by_place(model, ("blocks", "down", "middle", "up"))
+
+
+def train_row(
+    place: Path,
+    model: M,
+    objective: Objective,
+    source: Source,
+    config: TrainConfig,
+    by: Callable[[nn.Module], Split] | None = None,
+) -> tuple[M, Figures] | None:
     """Train in a folder, or go on there: the averaged model, and what it has cost in parameters, steps and seconds of training.
 
-    Of a `TextToVideo` the denoiser's parameters count, since its words are the same in every row. None when it was stopped.
+    Of a `TextToVideo` the denoiser's parameters count, since its words are the same in every row. `by` says what Muon trains,
+    by default what stands in blocks. The seconds are those of calls that ended, not of one that was killed. None when it was
+    stopped.
     """
     clock = place / "seconds.json"
     before = float(read_json(clock)["training"]) if clock.exists() else 0.0
     begun = time.perf_counter()
-    result = train(model, objective, source, config, place)
+    result = train(model, objective, source, config, place, split=by)
     seconds = before + time.perf_counter() - begun
     write_json(clock, {"training": seconds})
     if not result.finished:
@@ -340,24 +356,25 @@ def truth_rows(
 ) -> dict[str, Callable[[Path], Row]]:
     """The rows that need no training: what truth itself and truth through the codec score; `cases` by split.
 
-    The distance of truth is that to `others`, as many other clips of the first split.
+    The distances are those to `others`, as many other clips of the first split: what a model has that is as good as truth.
     """
     first = next(iter(cases))
     truth = {split: np.stack([case.truth for case in several]) for split, several in cases.items()}
+    another = np.stack([case.truth for case in others])
 
-    def row(clips: Mapping[str, np.ndarray], compared: np.ndarray) -> Row:
+    def row(clips: Mapping[str, np.ndarray]) -> Row:
         figures: Figures = {}
         for split, several in cases.items():
             figures |= facet_figures(list(clips[split]), several, facets, split)
-        return Row(figures | distances(features(truth[first]), features(compared)), on_sheet(clips[first]))
+        return Row(figures | distances(features(another), features(clips[first])), on_sheet(clips[first]))
 
     def coded(_: Path) -> Row:
         fps = cases[first][0].fps
         clips = {split: np.stack(list(through_codec(lent.codec, list(t), fps, batch=32))) for split, t in truth.items()}
-        return row(clips, clips[first])
+        return row(clips)
 
     return {
-        "truth": lambda _: row(truth, np.stack([case.truth for case in others])),
+        "truth": lambda _: row(truth),
         "truth through the codec": coded,
     }
 

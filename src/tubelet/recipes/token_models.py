@@ -5,12 +5,13 @@ Command: tubelet train token-models
 Cost: not measured, it has not been run yet; sized for 30 minutes on two cores.
 Score: none yet; a run leaves table.json, table.md and sheet.png in its folder.
 
-One tokenizer makes words of clips of one object, one codec of the same sizes, trained for as many steps, real latents. Both see
-one frame at a time: five frames of two seconds are 5 x 8 x 8 cells. The networks have one width and depth, read the same
-prompts with the shipped system's frozen encoder, and are trained for as many steps as make their multiply-accumulates those of
-the language model (W.A.L.T's second forward included); how many clips each sees follows. What the tokenizer and the codec leave
-of truth stands beside them, as rows "words" and "latents". In the papers a masked model with MAGVIT-v2's words beats diffusion
-and a language model on the same words (FVD on UCF-101: masked 58, language model 109), and W.A.L.T is better again (46).
+One tokenizer makes words of clips of one object, one codec of the same sizes, trained for as many steps, real latents. Both
+see one frame at a time: five frames of two seconds are 5 x 8 x 8 cells, each a token of every network. The networks have one
+width and depth, read the same prompts with the shipped system's frozen encoder, and are trained for as many steps as make
+their multiply-accumulates those of the language model (W.A.L.T's second forward included); how many clips each sees follows.
+What the tokenizer and the codec leave of truth stands beside them, as rows "words" and "latents". In the papers a masked model
+with MAGVIT-v2's words beats diffusion and a language model on the same words (FVD on UCF-101: masked 58, language model 109),
+and W.A.L.T is better again (46).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tubelet.core.files import read_json, write_json
 from tubelet.core.types import Condition
 from tubelet.core.weights import load_module, load_tensors, save_module, save_tensors
 from tubelet.data.stream import TensorSource
-from tubelet.diffusion.paths import VPLinear, zero_terminal_snr
+from tubelet.diffusion.paths import SigmaSampling, VPLinear, zero_terminal_snr
 from tubelet.evaluate.caption import FACETS
 from tubelet.evaluate.report import Case, make_cases
 from tubelet.evaluate.tasks import MOVING
@@ -125,11 +126,11 @@ class TokenModels:
     width: int = 192
     depth: int = 4
     heads: int = 6
-    patch: int = 2
+    patch: int = 1
     """Side in cells of a token of both diffusion models; a word is one cell."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=640,
+            steps=1000,
             batch=16,
             warmup=40,
             optimizer=OptimizerConfig(learning_rate=3e-3, learning_rate_adamw=2e-3),
@@ -142,9 +143,9 @@ class TokenModels:
     """How often a step of W.A.L.T's training is given an estimate."""
     word_sampling: WordSampling = field(default_factory=WordSampling)
     walt_sampling: Sampling = field(default_factory=lambda: Sampling(steps=50, guidance=2.0, solver="ddim"))
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = field(default_factory=lambda: Sampling(shift=2.0))
     """Of spacetime."""
-    n: int = 96
+    n: int = 192
     """Prompts of each split."""
     workers: int = 2
 
@@ -305,7 +306,10 @@ class _Work:
             EQUAL: (self._language, LanguageObjective(text_drop=drop)),
             "masked model": (self._masked, MaskedObjective(text_drop=drop)),
             "W.A.L.T": (self._walt, FilmObjective(text_drop=drop, self_conditioning=c.self_conditioning)),
-            "spacetime": (self._spacetime, TextToVideoObjective(text_drop=drop, image_share=0.0)),
+            "spacetime": (
+                self._spacetime,
+                TextToVideoObjective(text_drop=drop, image_share=0.0, sampling=SigmaSampling(shift=3.0)),
+            ),
         }[name]
         return TextToVideo(self.text, network()), objective
 

@@ -89,6 +89,7 @@ from tubelet.train.classify import as_pixels
 from tubelet.train.contrasting import ContrastObjective, read
 from tubelet.train.loop import Objective, TrainConfig, train
 from tubelet.train.optim import OptimizerConfig
+from tubelet.train.optim import split as by_place
 from tubelet.train.text_to_video import TextToVideo
 from tubelet.train.unclip import (
     CodesObjective,
@@ -265,7 +266,8 @@ class _Parts:
         """The average of a training in the folder `name` on these tensors and the pictures' captions."""
         source = self.source(config.seed, **tensors)
         with torch.enable_grad():  # it is asked for in the midst of measuring
-            result = train(model, objective, source, config, self.folder / name)
+            by = functools.partial(by_place, inside=("blocks", "text_blocks", "down", "middle", "up"))  # alike in all networks
+            result = train(model, objective, source, config, self.folder / name, split=by)
         if not result.finished:
             raise Stopped
         average = result.ema.eval()

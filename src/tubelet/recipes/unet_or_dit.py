@@ -45,6 +45,7 @@ from tubelet.recipes.lineage import (
     scaled,
     train_row,
     truth_rows,
+    unet_split,
 )
 from tubelet.train.lineage import PictureObjective
 from tubelet.train.loop import TrainConfig
@@ -88,7 +89,7 @@ class UNetOrDiT:
     )  # fmt: skip
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=2400,
+            steps=1600,
             batch=128,
             warmup=60,
             optimizer=OptimizerConfig(learning_rate=3e-3, learning_rate_adamw=1e-3),
@@ -117,7 +118,8 @@ class UNetOrDiT:
             model = TextToVideo(lent.text, OnePicture(network, chain.path))
             cost = macs(model.denoiser.to(lent.device), lent, 1)
             config = scaled(self.train, self.macs(EQUAL, lent) / cost if name == "U-Net" else 1.0)
-            result = train_row(place, model, objective, source()(config.seed), config)
+            by = unet_split if name == "U-Net" else None
+            result = train_row(place, model, objective, source()(config.seed), config, by)
             asked = replace(objective, text_drop=0.0)  # as it samples: all words
             return film_row(result, lent, chain, cells, cases, self.sampling, FACETS, asked, cost)
 

@@ -91,7 +91,7 @@ class VDTConditioning:
         )
     )
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=50, guidance=1.0, solver="ddim"))
-    n: int = 60
+    n: int = 200
     """Test episodes, the kinds in turn."""
 
     def run(self, folder: Path) -> Path:

@@ -7,7 +7,7 @@ the root mean square of AdamW's, so both take the same learning rates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,8 +32,8 @@ class Split(NamedTuple):
     adamw: dict[str, nn.Parameter]
 
 
-def split(model: nn.Module) -> Split:
-    """Weights of linear layers and convolutions inside `.blocks`, and of wide convolutions anywhere, go to Muon.
+def split(model: nn.Module, inside: Sequence[str] = ("blocks",)) -> Split:
+    """Weights of linear layers and convolutions within modules named `inside`, and of wide convolutions anywhere, go to Muon.
 
     Embeddings, linear layers outside blocks, the first and the last layer, narrow convolutions (see NARROW), gains, biases and
     free parameters go to AdamW.
@@ -41,10 +41,10 @@ def split(model: nn.Module) -> Split:
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, MATRIX_LAYERS)]
     chosen: set[int] = set()
     for place, (name, module) in enumerate(layers):
-        inside = "blocks" in name.split(".")
+        within = not set(inside).isdisjoint(name.split("."))
         convolution = not isinstance(module, nn.Linear)
         wide = convolution and min(module.in_channels, module.out_channels) > NARROW
-        if (inside and (not convolution or wide)) or (wide and 0 < place < len(layers) - 1):
+        if (within and (not convolution or wide)) or (wide and 0 < place < len(layers) - 1):
             chosen.add(id(module.weight))
     muon, adamw = {}, {}
     for name, parameter in model.named_parameters():

@@ -225,6 +225,23 @@ def test_each_step_of_a_run_is_told_the_estimate_of_the_one_before_and_the_first
     assert (other - films[:1]).abs().max() > 1e-4
 
 
+def test_the_estimate_does_not_take_the_gradient_away_under_autocast(batch: dict[str, Any]) -> None:
+    """A forward without gradients comes first; weights cast for it must not serve the one that learns."""
+
+    def gradients(enabled: bool) -> Tensor:
+        torch.manual_seed(0)
+        model = TextToVideo(text(), Recalling(walt(), zero_terminal_snr(PATH), True))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = FilmObjective(self_conditioning=1.0)(model, batch, rng())["loss"]
+        loss.backward()
+        return torch.stack([p.grad.norm() for p in model.denoiser.parameters() if p.grad is not None])
+
+    exact, cast = gradients(False), gradients(True)
+    assert len(exact) == len(cast)
+    assert ((cast > 0) == (exact > 0)).all()
+    assert (cast[exact > 1e-3] / exact[exact > 1e-3] - 1).abs().max() < 0.3
+
+
 @pytest.mark.parametrize(("recalls", "forwards"), [(True, 2), (False, 1)])
 def test_films_learn_with_an_estimate_where_they_recall(recalls: bool, forwards: int, batch: dict[str, Any]) -> None:
     network, calls = walt(), []
