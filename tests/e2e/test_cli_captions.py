@@ -148,7 +148,7 @@ def test_wrong_inputs_are_one_sentence(captioner: Path, clips: Path, tmp_path: P
     out = tmp_path / "out"
     recaption = ("curate", "recaption")
     for words, says in (
-        (("curate",), "curate is followed by what to do; see tubelet curate recaption --help"),
+        (("curate",), "curate is followed by what to do; see tubelet curate import --help or tubelet curate recaption --help"),
         (("curate", "nothing"), "curate is followed by what to do"),
         (recaption, "SHARDS is missing; see tubelet curate recaption --help"),
         ((*recaption, clips, "--captioner", captioner), "--out is missing"),

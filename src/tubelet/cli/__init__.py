@@ -16,7 +16,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from tubelet import __version__
-from tubelet.cli.captions import Caption, Recaption
+from tubelet.cli.captions import Caption, Import, Recaption
 from tubelet.cli.films import Connect, Edit, Extend, Generate, Inpaint, Outpaint, Storyboard
 from tubelet.cli.serve import Keys, Provenance, Serve, Work
 from tubelet.cli.terminal import DEFAULT_SYSTEM, PICTURES, check_output, expander, parse_size, print_json
@@ -184,6 +184,7 @@ VERBS: dict[str, type] = {
     "outpaint": Outpaint,
     "storyboard": Storyboard,
     "caption": Caption,
+    "curate import": Import,
     "curate recaption": Recaption,
     "train": Train,
     "evaluate": Evaluate,
@@ -223,7 +224,8 @@ def _parse(arguments: list[str]) -> Any:
     if " ".join(arguments[:2]) in works:
         arguments = [" ".join(arguments[:2]), *arguments[2:]]
     elif works and not {"-h", "--help"} & set(arguments):
-        raise UserError(f"{arguments[0]} is followed by what to do; see tubelet {' or '.join(works)} --help")
+        ways = " or ".join(f"tubelet {work} --help" for work in works)
+        raise UserError(f"{arguments[0]} is followed by what to do; see {ways}")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from tubelet.cli.terminal import print_json
+from tubelet.cli.terminal import parse_size, print_json
 from tubelet.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,6 +56,43 @@ class Caption:
             print_json({"source": writer.source, "frames": len(clip), "seconds": round(seconds, 3), "captions": texts})
         else:
             print("\n".join(texts.values()))
+
+
+@dataclass(frozen=True)
+class Import:
+    """Make a data set of clips from films and the captions beside them, for `tubelet train footage`; resumable."""
+
+    sources: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILM|FOLDER")]
+    """Films and folders of films. Beside film.mp4 stands film.txt, a caption a line, or film.json, as docs/recipes.md shows."""
+    out: Annotated[Path, arg(metavar="FOLDER")]
+    """Where the data set is written."""
+    size: Annotated[str, arg(metavar="HxW")] = "64x64"
+    """Height and width of the clips."""
+    frames: int = 17
+    """Frames of a clip; longer scenes become several."""
+    fps: float = 8.0
+    """Frames a second."""
+    fit: Annotated[str, arg(metavar="crop|pad|stretch")] = "crop"
+    """How films are brought to the size."""
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Print what was found as JSON."""
+
+    def __call__(self) -> None:
+        from tubelet.curate.footage import Look, footage
+
+        size = parse_size(self.size)
+        assert size is not None, "there is a default"
+        look = Look(size=size, frames=self.frames, fps=self.fps, fit=self.fit)  # type: ignore[arg-type]
+        found = footage(self.sources, self.out, look)
+        if self.json:
+            print_json({"out": self.out, **vars(found)})
+        else:
+            left = ", ".join(f"{count} {reason}" for reason, count in found.dropped.items() if count)
+            unread = f"; {len(found.unread)} could not be read to their end" if found.unread else ""
+            print(
+                f"{self.out}  {found.clips} clips of {found.films} films"
+                + (f" (left out: {left}{unread})" if left or unread else "")
+            )
 
 
 @dataclass(frozen=True)

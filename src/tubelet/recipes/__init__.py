@@ -22,6 +22,7 @@ RECIPES: dict[str, str] = {
     "events": "tubelet.recipes.events",
     "native-sizes": "tubelet.recipes.native_sizes",
     "navit-sizes": "tubelet.recipes.navit_sizes",
+    "footage": "tubelet.recipes.footage",
     "recaptioning": "tubelet.recipes.recaptioning",
     "retrieval": "tubelet.recipes.retrieval",
     "scaling": "tubelet.recipes.scaling",

@@ -23,7 +23,7 @@ from torch import Tensor
 from tubelet.codecs import build_codec
 from tubelet.codecs.base import Codec
 from tubelet.codecs.causal_conv import CausalConvConfig
-from tubelet.codecs.losses import CodecLossConfig, CodecObjective
+from tubelet.codecs.losses import CodecLossConfig, CodecObjective, to_pixels
 from tubelet.codecs.transformer import TransformerConfig
 from tubelet.core.config import to_dict
 from tubelet.core.errors import UserError
@@ -255,7 +255,7 @@ class WorldsRecipe:
         average = result.ema
         assert isinstance(average, Codec)
         with torch.no_grad():
-            raw = torch.cat([average.encode_raw(_pixels(source.draw(64)["video"])) for _ in range(8)])  # (512, C, T, h, w)
+            raw = torch.cat([average.encode_raw(to_pixels(source.draw(64)["video"])) for _ in range(8)])  # (512, C, T, h, w)
         average.set_statistics(raw.mean((0, 2, 3, 4)), raw.std((0, 2, 3, 4)))
         save_module(folder / "codec.safetensors", average)
         return True
@@ -281,7 +281,7 @@ class WorldsRecipe:
             for group in _groups(rendered(jobs, self.workers), 32):
                 if self.clips.square:
                     group = [(job, _square(video), _square(colour), captions) for job, video, colour, captions in group]
-                pixels = _pixels(torch.from_numpy(np.stack([video for _, video, _, _ in group])).to(device))
+                pixels = to_pixels(torch.from_numpy(np.stack([video for _, video, _, _ in group])).to(device))
                 with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     latents = codec.encode(pixels).to(torch.bfloat16).cpu()  # (n, C, T', h, w)
                 for (job, _, colour, captions), latent in zip(group, latents, strict=True):
@@ -310,15 +310,15 @@ class WorldsRecipe:
         if self.sketch is not None or self.start is not None:
             load_module(folder / ("sketch.safetensors" if self.sketch is not None else "start.safetensors"), model)
         objective = replace(self._objective(), masks=self.masks, haze=self.haze)
-        codec = self.load_codec(folder)
+        codec, prompts = self.load_codec(folder), self.prompts(folder)
 
         def sample(average: TextToVideo, step: int) -> None:
             average.eval()
             engine = Engine(codec, average.denoiser, average.text, self.prediction, self.denoiser.patch)
-            requests = [Request(prompt, 0) for prompt in PROMPTS]
+            requests = [Request(prompt, 0) for prompt in prompts]
             pixels, _ = engine.sample(requests, self.clips.size, self.clips.frames, self.sampling)  # (B, 3, T, H, W)
             frames = Video(pixels, self.clips.fps).to_uint8()
-            save_sheet(contact_sheet(list(frames), PROMPTS), folder / "samples" / f"{step:06d}.png")
+            save_sheet(contact_sheet(list(frames), prompts), folder / "samples" / f"{step:06d}.png")
 
         return train(model, objective, source, self.denoise, folder / "denoiser", sample=sample).finished
 
@@ -350,8 +350,17 @@ class WorldsRecipe:
             prediction=self.prediction,
             defaults=self.sampling,
             training={"recipe": self.name, "steps": steps, "batch": self.denoise.batch, "clips": self.clips.denoiser},
-            expander="worlds",
+            expander=self.expander,
         )
+
+    @property
+    def expander(self) -> str | None:
+        """Whose rules rewrite the prompts of the system that is made."""
+        return "worlds"
+
+    def prompts(self, folder: Path) -> Sequence[str]:
+        """What is sampled on the way."""
+        return PROMPTS
 
     def _latents(self, folder: Path, seed: int) -> Latents:
         dataset = ShardDataset(folder / "latents")
@@ -526,11 +535,6 @@ def _square(frames: np.ndarray) -> np.ndarray:
     side = min(frames.shape[1:3])
     top, left = (frames.shape[1] - side) // 2, (frames.shape[2] - side) // 2
     return frames[:, top : top + side, left : left + side]
-
-
-def _pixels(video: Tensor) -> Tensor:
-    """uint8 `(B, T, H, W, 3)` to float `(B, 3, T, H, W)` in [-1, 1]."""
-    return video.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1.0)  # (B, 3, T, H, W)
 
 
 def foreground_cells(colour: np.ndarray, strides: Strides) -> Tensor:
