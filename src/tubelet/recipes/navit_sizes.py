@@ -2,8 +2,9 @@
 
 Paper: NaViT (Dehghani et al. 2023), sections 2.1, 2.2 and 3; figure 4 is on token dropping.
 Command: tubelet train navit-sizes
-Cost: not measured, it has not been run yet; sized for ten minutes on two cores.
-Score: none yet; a run leaves table.json, table.md and sheet.png, one clip as each row sees it, in its folder.
+Cost: 25 minutes on one core beside another training.
+Score: both right .940 packed, .916 with tokens dropped, .964 stretched, .804 padded: docs/lineage.md. A run leaves table.json,
+table.md and sheet.png, one clip as each row sees it, in its folder.
 
 One network names the event and the colour of the main object of clips of five sizes. The rows differ in what becomes of a clip:
 it keeps its size, is stretched to a square, or is shrunk into the square with its aspect and padded. All are packed into as

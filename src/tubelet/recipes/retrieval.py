@@ -2,8 +2,9 @@
 
 Paper: CLIP (Radford et al. 2021), section 2.3; frames are pooled by a learned query.
 Command: tubelet train retrieval
-Cost: not measured, it has not been run yet; sized for a quarter of an hour on two cores.
-Score: none yet; a run leaves table.json, table.md and found.png, captions with the clip that each finds, in its folder.
+Cost: half an hour on one core beside another training.
+Score: R@1 of 256 .938 text to clip and .945 clip to text, held-out compositions .895 and .867. A run leaves table.json,
+table.md and found.png, captions with the clip that each finds, in its folder.
 
 Sets of 256 test clips whose captions all differ, of the training distribution and of held-out compositions. Where the wrong
 clip or caption is found, `confused/FACET` says in which share of the mistakes that facet differs from what was asked for.
