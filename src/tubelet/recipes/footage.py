@@ -1,7 +1,7 @@
 """footage: the road of worlds-64 on clips of one's own.
 
 Paper: none; what worlds-64 does, with pixels that come from films.
-Command: tubelet curate import FILMS --out data, then tubelet train footage --set data=data
+Command: tubelet train footage --set data=FOLDER, after tubelet curate import FILMS --out FOLDER
 Cost: with the defaults about that of worlds-64: two hours and a half on two idle cores with fast bf16.
 Score: whatever the films allow. The sizes are those of the shipped system, which is small; ten thousand clips are few.
 

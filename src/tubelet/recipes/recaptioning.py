@@ -188,11 +188,13 @@ class Recaptioning:
                 return Video(lent.codec.decode(latent), 1.0).to_uint8()[0]
 
             def write(records: Sequence[Record]) -> list[list[Caption]]:
-                said = [[] for _ in records] if captioner is None else captions_of(captioner, records, look, SOURCE, ("dense",))
-                return [[alt_text(record, self.rates), *more] for record, more in zip(records, said, strict=True)]
+                wanted = [] if captioner is None else [record for record in records if kind_of(record) in self.kinds]
+                said = captions_of(captioner, wanted, look, SOURCE, ("dense",)) if captioner and wanted else []
+                more = {record.key: captions for record, captions in zip(wanted, said, strict=True)}
+                return [[alt_text(record, self.rates), *more.get(record.key, [])] for record in records]
 
             who = {"captioner": "world"} if captioner is None else captioner.identity
-            settings = {**who, "rates": to_dict(self.rates)}
+            settings = {**who, "rates": to_dict(self.rates), "kinds": list(self.kinds)}
             add_captions(ShardDataset(lent.folder / "latents"), folder / "latents", write, settings, count=self.clips)
         if not (folder / "captions.json").exists():
             write_json(folder / "captions.json", worth(ShardDataset(folder / "latents"), (KIND, self.written)))
@@ -203,12 +205,19 @@ def name_of(share: float) -> str:
     return f"recaptioned-{round(100 * share):03d}" if share else "degraded"
 
 
+def kind_of(record: Record) -> str | None:
+    """What happens in a clip of the worlds, by its own short caption."""
+    return parse(next(one["text"] for one in record.meta["captions"] if one["kind"] == "short")).get("kind")
+
+
 def worth(dataset: ShardDataset, kinds: Sequence[str], most: int = 2000) -> dict[str, float]:
     """`KIND/FACET`: how often a caption of a kind names that of its scene rightly; `KIND/words`: its length.
 
-    Over the first `most` records; their scenes are read from the world's own short captions.
+    Over the first `most` records that have all kinds; their scenes are read from the world's own short captions.
     """
-    captions = [dataset.facts(index)["captions"] for index in range(min(most, len(dataset)))]
+    every = (dataset.facts(index)["captions"] for index in range(len(dataset)))
+    whole = (several for several in every if set(kinds) <= {name for one in several for name in names_of(one)})
+    captions = list(itertools.islice(whole, most))
     scenes = [parse(next(one["text"] for one in several if one["kind"] == "short")) for several in captions]
     out: dict[str, float] = {}
     for kind in kinds:
