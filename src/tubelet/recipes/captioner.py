@@ -3,9 +3,10 @@
 Paper: CoCa (Yu et al. 2022) as DALL-E 3 uses it (Betker et al. 2023, section 2): pretrained to contrast and caption, then asked
 for short and for dense captions.
 Command: tubelet train captioner
-Cost: not measured, it has not been run yet; sized for 25 minutes on two cores.
-Score: none yet; a run leaves table.json, table.md, and short.png and dense.png, test clips under their captions, in its folder.
-What it leaves captions any film (tubelet caption) and any data set (tubelet curate recaption).
+Cost: 50 minutes on one core beside another training.
+Score: events .996, shape .95, size .91, colour .83, direction .64 of dense captions on test seeds: docs/lineage.md. A run
+leaves table.json, table.md, and short.png and dense.png, test clips under their captions, in its folder. What it leaves
+captions any film (tubelet caption) and any data set (tubelet curate recaption).
 
 Attributes and events are read from the captions by the world's own grammar and held against the scene, on test seeds and on
 held-out compositions; beside them stands what the captions of other clips would score. Patches are of 16 pixels, which makes
