@@ -179,7 +179,8 @@ class TextEncoders:
             engine = Engine(lent.codec, average.denoiser, average.text, "skip", network.config.patch)
             made, shown = film_figures(engine, cases, lent, self.sampling, FACETS)
             asked = human_cases(self.kinds, self.samples, cases["in"][0])
-            human = facet_figures(films(engine, asked, lent.size, self.sampling)[0], asked, FACETS, "human") if asked else {}
+            spoken = list(films(engine, asked, lent.size, self.sampling)[0]) if asked else []
+            human = facet_figures(spoken, asked, FACETS, "human")
             words = {
                 "text_parameters": float(sum(p.numel() for p in text.parameters())),
                 "prompt_seconds": seconds_per_call(lambda: average.text.encode([ASKED]), lent.device, 0.5),
