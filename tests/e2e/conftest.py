@@ -8,19 +8,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from tiny_system import save_tiny
 
 from tubelet.cli import main
-from tubelet.codecs import build_codec
 from tubelet.core.files import write_json
 from tubelet.core.types import Video
 from tubelet.data.schema import Record
 from tubelet.data.shards import ShardWriter
-from tubelet.generate.engine import Sampling
-from tubelet.generate.folder import save_system
 from tubelet.generate.system import load
-from tubelet.models.spacetime import Spacetime, SpacetimeConfig
-from tubelet.text.bpe import train
-from tubelet.text.own import OwnTextConfig, OwnTextEncoder
 from tubelet.worlds import WORLDS, foreground
 
 
@@ -30,30 +25,6 @@ class Said(NamedTuple):
     code: int
     out: str
     err: str
-
-
-def save_tiny(folder: Path, seed: int = 0) -> Path:
-    """A system of random weights, native 32 x 32 pixels and 5 frames, strides 1 x 8 x 8 and patch 2 x 2 x 2."""
-    torch.manual_seed(seed)
-    codec = build_codec("causal_conv", {"channels": 4, "fine_width": 16, "coarse_width": 16, "decoder_blocks": [1, 1, 1]})
-    denoiser = Spacetime(SpacetimeConfig(width=32, depth=1, heads=2, in_channels=4, patch=(1, 2, 2), text_width=32))
-    tokenizer = train(["a red ball falls", "a blue box slides left"] * 4, 280)
-    text = OwnTextEncoder(OwnTextConfig(vocab_size=300, width=32, depth=1, heads=2), tokenizer)
-    for parameter in denoiser.parameters():
-        parameter.data.add_(torch.randn_like(parameter) * 0.05)
-    save_system(
-        folder,
-        name="tiny",
-        codec=("causal_conv", codec),
-        denoiser=("spacetime", denoiser),
-        text=("own", text),
-        size=(32, 32),
-        frames=5,
-        fps=8.0,
-        defaults=Sampling(steps=2),
-        expander="worlds",
-    )
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,8 @@ TRIALS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "media": server.media,
     "stalls": server.stalls,
     "cancels": server.cancels,
+    "restarts": server.restarts,
+    "estimates": server.estimates,
     "leaks": server.leaks,
 }
 

@@ -44,6 +44,10 @@ class Settings:
     """Rounds of filling the disk."""
     stalled: int = 200
     """Clients that stop in the middle of a request."""
+    restarts: int = 50
+    """Of a server with clients."""
+    estimated: int = 20
+    """Films whose told end is compared with their end."""
 
 
 class Skipped(Exception):  # noqa: N818  not a defect

@@ -20,10 +20,10 @@ from typing import Any
 
 import httpx
 import older
-from conftest import save_tiny
 from test_serve_intake import HOSTILE
 from test_serve_whole import Server, until
 from tests.soak.figures import Figure, Settings, Skipped, at_most, exactly, percentile
+from tiny_system import save_tiny
 
 MIB = 2**20
 SAMPLES = 200
@@ -139,6 +139,93 @@ def cancels(settings: Settings) -> Iterator[Figure]:
         journals = settings.folder / "cancels" / "journals"
         yield exactly("journals", len(list(journals.iterdir())) if journals.exists() else 0, 0, "left behind")
         yield exactly("starts", len(server.events("worker started")), 1, "of the worker")
+
+
+def restarts(settings: Settings) -> Iterator[Figure]:
+    """A server that is stopped and started again and again while clients make and look at films (R6)."""
+    chance, made, said = random.Random(6), list[str](), Counter[str]()
+    codes, seconds = Counter[int](), list[float]()
+    for _ in range(settings.restarts):
+        with _served(settings, "restarts", "--cap", "100000") as server, _crowd(server, made, said):
+            time.sleep(chance.uniform(0.2, 1.0))
+            begin = time.monotonic()
+            codes[server.end(signal.SIGTERM)] += 1
+            seconds.append(time.monotonic() - begin)
+    with _served(settings, "restarts") as server:
+        lost = [id for id in made if server.http.get(f"/v1/videos/{id}").status_code != 200]
+        kept = set(_every(server))
+    yield Figure("restarts", settings.restarts, f"{len(made)} films acknowledged, answers {dict(said)}")
+    yield exactly("lost", len(lost) + len(set(made) - kept), 0, "of these, asked for one by one and in the list")
+    wrong = sum(count for answer, count in said.items() if answer not in ("200", "429", "503", "away"))
+    yield exactly("errors", wrong, 0, "other than 429 and 503 and a server that is away")
+    yield exactly("codes", sum(count for code, count in codes.items() if code != 0), 0, f"not 0 ({dict(codes)})")
+    yield at_most("slowest", max(seconds), 35, f"s to the end, p50 {percentile(seconds, 0.5):.1f} s")
+
+
+def estimates(settings: Settings) -> Iterator[Figure]:
+    """How far off the told end of a film is, from its place in the queue to its end (R11). Films are of one length."""
+    with _served(settings, "estimates") as server:
+        for _ in range(3):  # so that the server knows its pace
+            id = server.ask(seconds="4")
+            until(lambda id=id: server.video(id)["status"] == "completed")
+        ids = [server.ask(seconds="4", seed=number) for number in range(settings.estimated)]
+        told: dict[str, list[tuple[float, float]]] = {id: [] for id in ids}
+        ended: dict[str, float] = {}
+        while len(ended) < len(ids):
+            for video in server.http.get("/v1/videos", params={"limit": 100}).json()["data"]:
+                now = time.monotonic()
+                if video["id"] not in told or video["id"] in ended:
+                    continue
+                if video["status"] == "completed":
+                    ended[video["id"]] = now
+                elif video.get("eta_ms") is not None:
+                    told[video["id"]].append((now, video["eta_ms"] / 1e3))
+            time.sleep(0.1)
+        errors = [
+            abs(now + left - ended[id]) / (ended[id] - now)
+            for id, several in told.items()
+            for now, left in several
+            if ended[id] - now > 0.5  # nearer than that nobody looks
+        ]
+        yield Figure("told", len(errors), f"times of {len(ids)} films")
+        yield at_most("p50", 100 * percentile(errors, 0.5), 20, f"% off, p90 {100 * percentile(errors, 0.9):.0f} %")
+
+
+@contextlib.contextmanager
+def _crowd(server: Server, made: list[str], said: Counter[str]) -> Iterator[None]:
+    """Four clients that ask for films and look at those that there are; the ids that were acknowledged, and all answers."""
+    over, lock = threading.Event(), threading.Lock()
+
+    def one(number: int) -> None:
+        chance = random.Random(number)
+        with httpx.Client(base_url=server.http.base_url, timeout=60) as client:
+            while not over.wait(0.1):
+                known = chance.choice(made) if made and chance.random() < 0.5 else None
+                try:
+                    if known is None:
+                        answer = client.post(
+                            "/v1/videos", json={"prompt": "a red ball falls", "model": "tiny", "size": "64x48"}
+                        )
+                    else:
+                        answer = client.get(f"/v1/videos/{known}")
+                except httpx.TransportError:
+                    with lock:
+                        said["away"] += 1
+                    continue
+                with lock:
+                    said[str(answer.status_code)] += 1
+                    if known is None and answer.status_code == 200:
+                        made.append(answer.json()["id"])
+
+    crowd = [threading.Thread(target=one, args=(number,)) for number in range(4)]
+    for thread in crowd:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in crowd:
+            thread.join()
 
 
 def leaks(settings: Settings) -> Iterator[Figure]:
