@@ -48,7 +48,7 @@ def worlds() -> None:
 
 def tasks() -> None:
     """tasks/NAME.png: the first three test episodes of every task, as `tubelet evaluate worlds-64 --tasks` makes them."""
-    bench = Bench(tubelet.load("worlds-64"))
+    bench = Bench(tubelet.load("worlds-64", expand=False))
     for name, task in TASKS.items():
         numbers = range(1 if name == "long" else 3)
         films = [task(bench, number, lambda _figure, _value: None) for number in numbers]
