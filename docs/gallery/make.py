@@ -64,6 +64,9 @@ TRAINED = {
     "captioner": {"short.png": "test clips under short captions", "dense.png": "test clips under dense captions"},
     "retrieval": {"found.png": "captions, and the clip that each finds among 256"},
     "text-encoders": {"sheet.png": "one prompt, drawn for each reader"},
+    "recaptioning": {"sheet.png": "one prompt, drawn by each blend"},
+    "scaling": {"scaling.png": "the same sentences and seeds at each share of compute"},
+    "native-sizes": {"native.png": "trained on own sizes", "square.png": "trained on square crops"},
 }
 """Recipe -> its pictures that docs/lineage.md shows, and what they are of."""
 
