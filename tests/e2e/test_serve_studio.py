@@ -414,15 +414,20 @@ def test_marks_of_a_film_are_checked(build: Callable[..., Stage], visit: Callabl
     page.get_by_text("Signed record (C2PA): none found").wait_for()
 
 
-@needs_chromium
-def test_key_is_asked_for_and_kept_in_memory_only(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
-    stage = build(keys=True)
-    _, key = issue(stage.jobs, "studio", ("read", "create", "admin"))
-    guest = visit(stage)
+def unlocked(guest: Visit, key: str) -> Any:
+    """The page of a server that wants a key, with the key."""
     guest.outage = True  # the browser notes each 401 as a failed request
     page = guest.open()
     page.get_by_label("Key", exact=True).fill(key)
     page.get_by_role("button", name="Open the studio").click()
+    return page
+
+
+@needs_chromium
+def test_key_is_asked_for_and_kept_in_memory_only(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build(keys=True)
+    _, key = issue(stage.jobs, "studio", ("read", "create", "admin"))
+    page = unlocked(visit(stage), key)
     page.get_by_label("What happens in your film?").fill("under a key")
     page.get_by_role("button", name="Make film").click()
     page.get_by_role("link", name="under a key").click()
@@ -438,11 +443,7 @@ def test_key_is_asked_for_and_kept_in_memory_only(build: Callable[..., Stage], v
 def test_keys_and_limits_are_seen_and_keys_made_and_revoked(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
     stage = build(keys=True)
     _, key = issue(stage.jobs, "studio", ("read", "create", "admin"), rpm=1000, daily=120, stored=1)
-    guest = visit(stage)
-    guest.outage = True  # the browser notes each 401 as a failed request
-    page = guest.open()
-    page.get_by_label("Key", exact=True).fill(key)
-    page.get_by_role("button", name="Open the studio").click()
+    page = unlocked(visit(stage), key)
     page.get_by_label("What happens in your film?").fill("under a key")
     page.get_by_role("button", name="Make film").click()
     page.get_by_role("link", name="under a key").wait_for()
@@ -458,11 +459,7 @@ def test_keys_and_limits_are_seen_and_keys_made_and_revoked(build: Callable[...,
     secret = sheet.get_by_label("The key of “a friend”").input_value()
     sheet.locator("li", has_text="a friend").get_by_text("1 at once").wait_for()
     assert not [found for width in (360, 1440) for found in audited(page, width)]
-    friend = visit(stage)
-    friend.outage = True
-    other = friend.open()
-    other.get_by_label("Key", exact=True).fill(secret)
-    other.get_by_role("button", name="Open the studio").click()
+    other = unlocked(visit(stage), secret)
     other.get_by_role("button", name="Keys and limits").click()
     other.get_by_text("This page uses the key “a friend”").wait_for()
     assert other.get_by_text("All keys").count() == 0

@@ -27,6 +27,7 @@ from tubelet.core.types import Video
 from tubelet.core.weights import load_tensors, save_tensors
 from tubelet.data.shards import ShardDataset
 from tubelet.data.stream import Source, TensorSource, names_of
+from tubelet.diffusion.paths import SigmaSampling
 from tubelet.evaluate.caption import follow
 from tubelet.evaluate.distance import distances, features
 from tubelet.evaluate.reading import Reading
@@ -35,13 +36,15 @@ from tubelet.generate.engine import Engine, Request, Sampling
 from tubelet.generate.layouts import Chain
 from tubelet.generate.system import load
 from tubelet.media.sheet import contact_sheet, save_sheet
+from tubelet.models.spacetime import Spacetime
 from tubelet.runtime.cpu import accelerate, restore, use_fast_attention
 from tubelet.runtime.device import choose_device
+from tubelet.text.base import TextEncoder
 from tubelet.train.lineage import FrozenText
 from tubelet.train.loop import Objective, TrainConfig, train
 from tubelet.train.optim import Split
 from tubelet.train.optim import split as by_place
-from tubelet.train.text_to_video import TextToVideo
+from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective
 from tubelet.worlds.constants import PHYS2D_KINDS
 from tubelet.worlds.grammar import parse
 
@@ -92,6 +95,17 @@ def check_kinds(kinds: Sequence[str]) -> None:
     unknown = [kind for kind in kinds if kind not in PHYS2D_KINDS]
     if unknown or not kinds:
         raise UserError(f"kinds are some of {', '.join(PHYS2D_KINDS)}, got {list(kinds)}; choose among them")
+
+
+def thinned(lent: Lent, every: int) -> tuple[range, dict[str, Any]]:
+    """Every so many latent frames of a film, and what clips of these are: `size`, `frames` and `fps`.
+
+    Raises UserError where a latent is more than a frame, so that none can be left out.
+    """
+    if every < 1 or (every > 1 and lent.codec.strides.t > 1):
+        raise UserError(f"frames can be left out where a latent is one frame, got every={every}; set it to 1")
+    seen = {"size": lent.size, "frames": len(range(0, lent.frames, every)), "fps": lent.fps / every}
+    return range(0, lent.cells[0], every), seen
 
 
 SHORT = {"short": 1.0}
@@ -252,6 +266,23 @@ def train_row(
     counted = average.denoiser if isinstance(average, TextToVideo) else average
     parameters = sum(p.numel() for p in counted.parameters())
     return average, {"parameters": float(parameters), "steps": float(result.step), "train_seconds": seconds}
+
+
+def film_denoiser(
+    place: Path, text: TextEncoder, network: Spacetime, lent: Lent, source: Source, how: TrainConfig
+) -> tuple[Engine, Figures] | None:
+    """The flagship in small, trained as it is on films alone: what samples it, and its cost as `train_row` has it.
+
+    None when it was stopped.
+    """
+    objective = TextToVideoObjective(sampling=SigmaSampling(shift=3.0), image_share=0.0)
+    result = train_row(place, TextToVideo(text, network), objective, source, how)
+    if result is None:
+        return None
+    average, cost = result
+    if lent.device.type == "cpu":
+        accelerate(average)
+    return Engine(lent.codec, average.denoiser, average.text, "skip", network.config.patch), cost
 
 
 @torch.no_grad()

@@ -33,11 +33,10 @@ from tubelet.curate.recaption import Caption, add_captions, captions_of
 from tubelet.data.schema import Record
 from tubelet.data.shards import SEAL, ShardDataset
 from tubelet.data.stream import TensorSource, names_of
-from tubelet.diffusion.paths import SigmaSampling
 from tubelet.evaluate.caption import FACETS
 from tubelet.evaluate.report import make_cases
 from tubelet.evaluate.tasks import MOVING
-from tubelet.generate.engine import Engine, Sampling
+from tubelet.generate.engine import Sampling
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.recipes.captioner import score
 from tubelet.recipes.lineage import (
@@ -47,13 +46,13 @@ from tubelet.recipes.lineage import (
     check_kinds,
     compare,
     device_of,
+    film_denoiser,
     film_figures,
     latents,
     plain,
-    train_row,
+    thinned,
     truth_rows,
 )
-from tubelet.runtime.cpu import accelerate
 from tubelet.text import TOKENIZER_FILE
 from tubelet.text.bpe import Tokenizer
 from tubelet.text.bpe import train as train_tokenizer
@@ -61,7 +60,6 @@ from tubelet.text.expand import RuleExpander
 from tubelet.text.own import OwnTextConfig, OwnTextEncoder
 from tubelet.train.loop import TrainConfig
 from tubelet.train.optim import OptimizerConfig
-from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective
 from tubelet.worlds.expand import compose_dense, parse_scene
 from tubelet.worlds.grammar import parse
 
@@ -121,11 +119,9 @@ class Recaptioning:
         Raises UserError without the run or the captioner, and when `folder` was begun with other settings.
         """
         lent = borrow(self.whole, device_of(self.train))
-        if self.every < 1 or (self.every > 1 and lent.codec.strides.t > 1):
-            raise UserError(f"frames can be left out where a latent is one frame, got every={self.every}; set it to 1")
+        frames, seen = thinned(lent, self.every)
         written = self.captioner == "world" or (folder / "latents" / SEAL).exists()
         captioner = None if written else load_captioner(self.captioner)
-        seen = {"size": lent.size, "frames": len(range(0, lent.frames, self.every)), "fps": lent.fps / self.every}
         short = make_cases(self.kinds, self.n, **seen)
         expand = RuleExpander(parse_scene, compose_dense).expand
         cases = {"short": short, "expanded": [replace(case, text=expand(case.text).text) for case in short]}
@@ -134,7 +130,6 @@ class Recaptioning:
         @functools.cache
         def clips() -> TensorSource:
             self.caption(folder, lent, captioner)
-            frames = range(0, lent.cells[0], self.every)
             both = {self.written: 0.5, KIND: 0.5}
             return latents(lent, self.kinds, frames, both, foreground=True, folder=folder / "latents")(self.train.seed)
 
@@ -145,14 +140,10 @@ class Recaptioning:
             torch.manual_seed(self.train.seed)  # the initial weights
             text = OwnTextEncoder(self.words, self.tokenizer(folder, source))
             network = Spacetime(replace(self.denoiser, in_channels=lent.codec.channels, text_width=text.width))
-            objective = TextToVideoObjective(sampling=SigmaSampling(shift=3.0), image_share=0.0)
-            result = train_row(place, TextToVideo(text, network), objective, source, self.train)
+            result = film_denoiser(place, text, network, lent, source, self.train)
             if result is None:
                 return None
-            average, cost = result
-            if lent.device.type == "cpu":
-                accelerate(average)
-            engine = Engine(lent.codec, average.denoiser, average.text, "skip", network.config.patch)
+            engine, cost = result
             made, shown = film_figures(engine, cases, lent, self.sampling, FACETS)
             return Row(made | cost, shown)
 

@@ -34,11 +34,10 @@ from tubelet.core.types import Condition
 from tubelet.core.weights import load_module, save_module
 from tubelet.data.states import CachedTextEncoder, cache_states
 from tubelet.data.stream import TensorSource
-from tubelet.diffusion.paths import SigmaSampling
 from tubelet.evaluate.caption import FACETS
 from tubelet.evaluate.report import Case, make_cases, scene_of
 from tubelet.evaluate.tasks import MOVING
-from tubelet.generate.engine import Engine, Sampling
+from tubelet.generate.engine import Sampling
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.recipes.lineage import (
     Row,
@@ -47,16 +46,16 @@ from tubelet.recipes.lineage import (
     compare,
     device_of,
     facet_figures,
+    film_denoiser,
     film_figures,
     films,
     latents,
     millions,
     plain,
-    train_row,
+    thinned,
     truth_rows,
 )
 from tubelet.recipes.retrieval import load_clip
-from tubelet.runtime.cpu import accelerate
 from tubelet.runtime.device import seconds_per_call
 from tubelet.text import TOKENIZER_FILE, TextEncoder, build_text
 from tubelet.text.bpe import Tokenizer
@@ -66,7 +65,6 @@ from tubelet.text.own import OwnTextConfig, OwnTextEncoder
 from tubelet.train.contrasting import read
 from tubelet.train.loop import TrainConfig
 from tubelet.train.optim import OptimizerConfig
-from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective
 
 OWN, MINILM, CLIP_TEXT = "own, learned along", "MiniLM, frozen", "CLIP's, frozen"
 ROWS = (OWN, MINILM, CLIP_TEXT)
@@ -151,14 +149,9 @@ class TextEncoders:
         """
         check_kinds(self.kinds)
         lent = borrow(self.whole, device_of(self.train))
-        if self.every < 1 or (self.every > 1 and lent.codec.strides.t > 1):
-            raise UserError(f"frames can be left out where a latent is one frame, got every={self.every}; set it to 1")
+        frames, seen = thinned(lent, self.every)
         chosen = [name for name in self.rows if name not in ROWS or self._there(name)]
-        chosen_frames = range(0, lent.cells[0], self.every)
-        clips = functools.cache(
-            lambda: latents(lent, self.kinds, chosen_frames, self.captions, count=self.clips, foreground=True)
-        )
-        seen = {"size": lent.size, "frames": len(range(0, lent.frames, self.every)), "fps": lent.fps / self.every}
+        clips = functools.cache(lambda: latents(lent, self.kinds, frames, self.captions, count=self.clips, foreground=True))
         cases = {split: make_cases(self.kinds, self.n, split, **seen) for split in SPLITS}
         others = make_cases(self.kinds, self.n, **seen, seed=OTHERS)
 
@@ -167,24 +160,19 @@ class TextEncoders:
             text = self.reader(name, place, source)
             torch.manual_seed(self.train.seed)  # the initial weights
             network = Spacetime(replace(self.denoiser, in_channels=lent.codec.channels, text_width=text.width))
-            model = TextToVideo(text, network)
-            objective = TextToVideoObjective(sampling=SigmaSampling(shift=3.0), image_share=0.0)
-            result = train_row(place, model, objective, source, self.train)
+            result = film_denoiser(place, text, network, lent, source, self.train)
             if result is None:
                 return None
-            average, cost = result
+            engine, cost = result
             if text.trainable:
-                save_module(place / "text.safetensors", average.text)
-            if lent.device.type == "cpu":
-                accelerate(average)
-            engine = Engine(lent.codec, average.denoiser, average.text, "skip", network.config.patch)
+                save_module(place / "text.safetensors", engine.text)
             made, shown = film_figures(engine, cases, lent, self.sampling, FACETS)
             asked = human_cases(self.kinds, self.samples, cases["in"][0])
             spoken = list(films(engine, asked, lent.size, self.sampling)[0]) if asked else []
             human = facet_figures(spoken, asked, FACETS, "human")
             words = {
                 "text_parameters": float(sum(p.numel() for p in text.parameters())),
-                "prompt_seconds": seconds_per_call(lambda: average.text.encode([ASKED]), lent.device, 0.5),
+                "prompt_seconds": seconds_per_call(lambda: engine.text.encode([ASKED]), lent.device, 0.5),
                 "start_seconds": self._start(name, place),
             }
             return Row(made | human | words | cost, shown)

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from tubelet import __version__
-from tubelet.serve import schemas
+from tubelet.serve import answers, schemas
 from tubelet.serve.requests import Upload
 
 _REF = "#/components/schemas/{model}"
@@ -47,7 +47,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         for kind in vars(schemas).values()
         if isinstance(kind, type) and issubclass(kind, schemas.Asked) and kind not in _UNASKED
     ]
-    _, asked = models_json_schema([(kind, "validation") for kind in [*bodies, schemas.Error]], ref_template=_REF)
+    _, asked = models_json_schema([(kind, "validation") for kind in [*bodies, answers.Error]], ref_template=_REF)
     components = spec.setdefault("components", {}).setdefault("schemas", {})
     components.update(asked.get("$defs", {}))
     for name in ("HTTPValidationError", "ValidationError"):
@@ -55,9 +55,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
     problem = {"description": "Error", "content": {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}}
     for path in spec["paths"].values():
         for operation in path.values():
-            answers = operation.setdefault("responses", {})
-            answers.pop("422", None)
-            answers["default"] = problem
+            responses = operation.setdefault("responses", {})
+            responses.pop("422", None)
+            responses["default"] = problem
     spec["components"]["schemas"] = dict(sorted(components.items()))
     spec["components"]["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer", "description": "Where keys are asked for."}

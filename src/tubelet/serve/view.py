@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from tubelet.serve.answers import Video, VideoError
 from tubelet.serve.records import Job
-from tubelet.serve.schemas import Video, VideoError
 
 SOONEST, LATEST = 250, 5000
 """Milliseconds between two polls."""

@@ -13,7 +13,7 @@ from jobs_rig import CANARY, FILM, PREVIEW, Clock, at_once, claimed, code, new, 
 
 from tubelet.serve import auth, jobs
 from tubelet.serve.jobs import Jobs
-from tubelet.serve.records import Asset, Claim, Job, KeyConflict, QueueFull, Signal
+from tubelet.serve.records import Claim, Job, KeyConflict, QueueFull, Signal
 
 # Creating.
 
@@ -647,46 +647,6 @@ def test_an_end_is_written_whole_or_not_at_all(store: Jobs, breaks: str) -> None
     assert store.all("outbox", None) == []
     assert store.finish(claim, [FILM], {})
     assert len(store.all("outbox", None)) == 1
-
-
-def test_documents_belong_to_their_owners(store: Jobs, clock: Clock) -> None:
-    store.put("file", "f2", "anna", {"id": "f2", "name": "ü"})
-    clock.now += 1
-    store.put("file", "f1", "anna", {"id": "f1"})
-    store.put("file", "f3", "berta", {"id": "f3"})
-    store.put("key", "f1", "anna", {"other": 1})
-    clock.now += 1
-    store.put("file", "f2", "anna", {"id": "f2", "name": "new"})
-    assert store.find("file", "f2", "anna") == store.find("file", "f2", None) == {"id": "f2", "name": "new"}
-    assert store.find("file", "f2", "berta") is None
-    assert store.find("character", "f2", None) is None
-    assert [document["id"] for document in store.all("file", "anna")] == ["f2", "f1"]
-    assert len(store.all("file", None)) == 3
-    assert not store.drop("file", "f2", "berta")
-    assert store.drop("file", "f2", "anna")
-    assert not store.drop("file", "f2", "anna")
-    assert store.find("key", "f1", "anna") == {"other": 1}
-
-
-def test_every_asset_that_a_row_names_is_referenced(store: Jobs) -> None:
-    names = [character * 64 for character in "123456"]
-    store.create({"inputs": [{"role": "video", "asset": names[0]}], "characters": [{"asset": names[1]}]})
-    store.heartbeat(claimed(store), preview=Asset(names[2], "preview", "image/webp", 1))
-    done = new(store)
-    store.finish(claimed(store, "two"), [Asset(names[3], "video", "video/mp4", 1)], {})
-    store.put("file", "f", "local", {"asset": names[4], "credentials": names[5]})
-    assert store.referenced() == set(names)
-    said = f'"asset":"{"a" * 64}", "id": "{"b" * 64}"'
-    store.create({"prompt": said, "shots": [{"prompt": "c" * 64}]}, owner="guess")
-    store.put("character", "c", "guess", {"name": f"{said} {'d' * 64}"})
-    assert store.referenced("guess") == set(), "words name nothing"
-    assert store.referenced() == set(names)
-    picture, _ = store.create({"inputs": [{"asset": "e" * 64}]}, owner="guess", kind="image")
-    assert (store.referenced("guess"), store.referenced("guess", pictures=False)) == ({"e" * 64}, set())
-    store.delete(picture.id, None)
-    store.delete(done.id, None)
-    store.drop("file", "f", None)
-    assert store.referenced() == set(names[:3])
 
 
 def test_workers_say_who_they_are_and_are_seen_at_work(store: Jobs, clock: Clock) -> None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import errno
-import io
 import json
 import logging
-import math
 import os
 import threading
 import time
@@ -17,26 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from test_serve_render import WORDS, ask, save_tiny
 from torch import nn
+from worker_rig import PATIENCE, Gate, Place, hurry, placed, running, until, with_network
 
 from tubelet.core.errors import UserError
 from tubelet.generate.system import System, load
 from tubelet.media.decode import decode_uint8, probe
-from tubelet.serve import moderation
 from tubelet.serve import worker as room
-from tubelet.serve.config import Moderation
-from tubelet.serve.jobs import Jobs
-from tubelet.serve.records import Job, StorageFull
+from tubelet.serve.records import StorageFull
 from tubelet.serve.render import OutOfMemory, Rendered
-from tubelet.serve.store import Store
-from tubelet.serve.worker import Worker, WorkerConfig, check_eyes
-
-PATIENCE = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -44,85 +32,11 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> System:
     return load(save_tiny(tmp_path_factory.mktemp("systems") / "tiny"), device="cpu", dtype="float32")
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "BEAT", 0.02)
-    monkeypatch.setattr(room, "POLL", 0.01)
-    monkeypatch.setattr(room, "ROOM_PAUSE", 0.02)
-
-
-class Place:
-    """A server's folder with its queue and its store."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.url = f"sqlite:///{folder / 'tubelet.db'}"
-        self.jobs = Jobs.open(self.url)
-        self.store = Store(folder / "assets")
-
-    def ask(self, **more: Any) -> Job:
-        return self.jobs.create({**ask(**more), "model": "sora-2", "system": "tiny"})[0]
-
-    def job(self, job: Job) -> Job:
-        found = self.jobs.get(job.id, None)
-        assert found is not None
-        return found
-
-    def worker(self, system: System, **more: Any) -> Worker:
-        config = WorkerConfig(self.folder, self.url, "tiny", sign=False, **more)
-        return Worker(self.jobs, self.store, system, config)
-
-    @property
-    def journals(self) -> list[str]:
-        return sorted(path.name for path in (self.folder / "journals").glob("*"))
-
-    def later(self) -> Jobs:
-        """The queue as it is seen a minute from now: every lease has run out."""
-        return Jobs.open(self.url, clock=lambda: time.time() + 60)
-
-
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    place = Place(tmp_path)
-    yield place
-    place.jobs.close()
-
-
-class Gate(nn.Module):
-    """A denoiser that waits at its n-th answer until it is let go on."""
-
-    def __init__(self, network: nn.Module, before: int) -> None:
-        super().__init__()
-        self.network, self.config, self.before = network, network.config, before
-        self.reached, self.open = threading.Event(), threading.Event()
-        self.answers = 0
-
-    def forward(self, *question: Any, **more: Any) -> torch.Tensor:
-        if self.answers == self.before:
-            self.reached.set()
-            assert self.open.wait(PATIENCE)
-        self.answers += 1
-        return self.network(*question, **more)
-
-
-def with_network(system: System, network: nn.Module) -> System:
-    return replace(system, engine=replace(system.engine, denoiser=network))
-
-
-@contextlib.contextmanager
-def running(call: Callable[[], Any]) -> Iterator[threading.Thread]:
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    yield thread
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
-
-
-def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.005)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    hurry(monkeypatch)
+    with placed(tmp_path) as place:
+        yield place
 
 
 def test_a_job_becomes_a_film(place: Place, system: System) -> None:
@@ -610,129 +524,3 @@ def test_two_workers_share_the_work(place: Place, system: System) -> None:
     assert all(place.job(job).attempt == 1 for job in wanted)
     assert sum(gate.answers for gate in gates) == 6 * 2
     assert min(gate.answers for gate in gates) >= 2
-
-
-class Eyes:
-    """A moderation endpoint that keeps what it was shown; `answers` one after the other, the last for good."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: bool | Exception) -> None:
-        self.shown: list[np.ndarray] = []
-        self.answers = list(answers)
-        monkeypatch.setattr(moderation, "flagged", self)
-        monkeypatch.setattr(room, "EYES_PAUSE", 0.01)
-
-    def __call__(self, endpoint: Moderation, shown: list[dict[str, Any]]) -> bool:
-        (one,) = shown
-        jpeg = base64.b64decode(one["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
-        self.shown.append(np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")))
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
-WATCHED = Moderation("http://127.0.0.1:9/v1", frames=3)
-SHUT = moderation.Unanswered("ConnectionRefusedError")
-
-
-def film_of(place: Place, job: Job) -> np.ndarray:
-    path = place.store.path(place.job(job).outputs[0].id)
-    assert path is not None
-    return decode_uint8(path)[0]
-
-
-def test_frames_are_looked_at_before_anybody_sees_the_film(
-    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tubelet.serve.render.PREVIEW_PAUSE", 0.0)
-    monkeypatch.setattr("tubelet.serve.render.PREVIEW_SHARE", math.inf)
-    eyes = Eyes(monkeypatch, False)
-    gate = Gate(system.denoiser, 1)
-    job = place.ask(size=[48, 96], seconds=1, watched=True)
-    with running(place.worker(with_network(system, gate), moderation=WATCHED).turn):
-        assert gate.reached.wait(PATIENCE)
-        time.sleep(0.2)  # ten heartbeats
-        gate.open.set()
-    assert place.job(job).state == "completed"
-    assert not any(facts["type"] == "video.preview" for _, _, facts in place.jobs.events())
-    film = film_of(place, job)
-    assert 3 <= len(eyes.shown) <= 5
-    for seen in eyes.shown:
-        assert seen.shape == film.shape[1:], "as it is published"
-        assert np.abs(film.astype(int) - seen).mean((1, 2, 3)).min() < 8
-
-
-def test_what_a_film_was_made_from_is_looked_at_too(place: Place, system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tubelet.media import encode
-
-    eyes = Eyes(monkeypatch, False)
-    gray, loud = np.full((16, 32, 64, 3), 128, np.uint8), np.full((1, 32, 64, 3), (255, 0, 255), np.uint8)
-    path = place.folder / "source.mp4"
-    encode.save(np.concatenate([loud, gray]), path, 8.0)
-    asset = place.store.put(path, "input", "video/mp4")
-    request = ask("extend", seconds=0.5) | {
-        "inputs": [{"role": "video", "asset": asset.id, "media": "video/mp4"}],
-        "system": "tiny",
-    }
-    job = place.jobs.create(request)[0]
-    assert place.worker(system, moderation=WATCHED).turn()
-    assert place.job(job).state == "completed", place.job(job).error
-    assert any(np.abs(seen.astype(int) - loud[0]).mean() < 25 for seen in eyes.shown), "the first frame is always seen"
-
-
-def test_a_flagged_frame_fails_the_film_and_nothing_of_it_stays(
-    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    eyes = Eyes(monkeypatch, False, True)
-    job = place.ask()
-    assert place.worker(system, moderation=WATCHED).turn()
-    found = place.job(job)
-    assert (found.state, found.error) == ("failed", {"code": "moderation_blocked", "message": moderation.REJECTED})
-    assert len(eyes.shown) == 2
-    assert found.outputs == ()
-    assert place.journals == []
-    assert list((place.folder / "assets").iterdir()) == []
-
-
-def test_eyes_that_are_shut_are_asked_again_and_then_it_is_the_operators_choice(
-    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def code(job: Job) -> str | None:
-        error = place.job(job).error
-        return None if error is None else error["code"]
-
-    eyes = Eyes(monkeypatch, SHUT, SHUT, False)
-    once, never, final, lenient = (place.ask() for _ in range(4))
-    worker = place.worker(system, moderation=WATCHED)
-    assert worker.turn()
-    assert place.job(once).state == "completed"
-    assert len(eyes.shown) >= 5, "two questions went unheard"
-    Eyes(monkeypatch, SHUT)
-    monkeypatch.setattr(room, "EYES_PATIENCE", 0.05)
-    assert worker.turn()
-    assert code(never) == "moderation_unavailable"
-    monkeypatch.setattr(room, "EYES_PATIENCE", 1e9)
-    eyes = Eyes(monkeypatch, moderation.Unanswered("status 400", final=True))
-    assert worker.turn()
-    assert (code(final), len(eyes.shown)) == ("moderation_unavailable", 1)
-    eyes = Eyes(monkeypatch, SHUT, False)
-    assert place.worker(system, moderation=replace(WATCHED, lenient=True)).turn()
-    assert place.job(lenient).state == "completed"
-    assert len(eyes.shown) >= 3, "the others are looked at all the same"
-
-
-def test_a_worker_without_eyes_makes_nothing_that_is_to_be_seen_first(place: Place, system: System) -> None:
-    job = place.ask(watched=True)
-    assert place.worker(system).turn()
-    error = place.job(job).error
-    assert error is not None
-    assert error["code"] == "moderation_unavailable"
-
-
-def test_an_endpoint_that_takes_no_pictures_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    Eyes(monkeypatch, moderation.Unanswered("status 400", final=True))
-    with pytest.raises(UserError, match="takes no pictures"):
-        check_eyes(WATCHED)
-    Eyes(monkeypatch, SHUT)
-    check_eyes(WATCHED)
-    check_eyes(None)

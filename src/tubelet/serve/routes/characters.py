@@ -7,11 +7,12 @@ from typing import Annotated
 
 from fastapi import Depends
 
+from tubelet.serve.answers import Character, CharacterDeleted
 from tubelet.serve.errors import not_found
 from tubelet.serve.inputs import checked, new_id, take_film
 from tubelet.serve.openapi import operations, takes
 from tubelet.serve.routes.videos import CHARACTERS
-from tubelet.serve.schemas import Character, CharacterCreate, CharacterDeleted
+from tubelet.serve.schemas import CharacterCreate
 from tubelet.serve.service import Body, Maker, Reader, Room
 from tubelet.serve.submit import put_within, read_as
 

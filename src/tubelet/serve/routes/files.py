@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, Query, Request, Response
 
+from tubelet.serve.answers import File, FileDeleted, FileList
 from tubelet.serve.content import file_response
 from tubelet.serve.errors import invalid, not_found
 from tubelet.serve.inputs import FILES, checked, new_id, take_upload
 from tubelet.serve.openapi import operations, takes
 from tubelet.serve.records import Asset
-from tubelet.serve.schemas import File, FileCreate, FileDeleted, FileList
+from tubelet.serve.schemas import FileCreate
 from tubelet.serve.service import Body, Maker, Reader, Room
 from tubelet.serve.submit import put_within, read_as
 

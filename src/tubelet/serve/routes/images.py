@@ -14,6 +14,7 @@ from anyio import CancelScope
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
+from tubelet.serve.answers import CompletedImage, Image, Images, PartialImage
 from tubelet.serve.auth import Caller
 from tubelet.serve.config import SystemFacts
 from tubelet.serve.errors import ApiError, invalid, not_found, of
@@ -21,19 +22,7 @@ from tubelet.serve.feed import SILENCE
 from tubelet.serve.inputs import Taken, take_mask, take_picture
 from tubelet.serve.openapi import operations, takes
 from tubelet.serve.records import Asset, Job, StorageFull
-from tubelet.serve.schemas import (
-    GREATEST_PIXELS,
-    GREATEST_SIDE,
-    CompletedImage,
-    Depicting,
-    Described,
-    Image,
-    ImageCreate,
-    ImageEdit,
-    Images,
-    ImageVariation,
-    PartialImage,
-)
+from tubelet.serve.schemas import GREATEST_PIXELS, GREATEST_SIDE, Depicting, Described, ImageCreate, ImageEdit, ImageVariation
 from tubelet.serve.service import Body, Maker, Room, Service
 from tubelet.serve.submit import Prepared, blank, drawn, read_as, submit, system_of
 from tubelet.serve.view import size_of, written

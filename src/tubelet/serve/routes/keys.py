@@ -9,11 +9,12 @@ from fastapi import Depends
 
 from tubelet.core.errors import UserError
 from tubelet.serve import auth, quota
+from tubelet.serve.answers import Key, KeyDeleted, KeyLimits, KeyList, KeyState, KeyUsage, KeyWithSecret
 from tubelet.serve.auth import LIMITS, LOCAL, Caller
 from tubelet.serve.errors import ApiError, invalid, not_found
 from tubelet.serve.openapi import operations, takes
 from tubelet.serve.records import KEYS
-from tubelet.serve.schemas import Key, KeyCreate, KeyDeleted, KeyLimits, KeyList, KeyState, KeyUsage, KeyWithSecret
+from tubelet.serve.schemas import KeyCreate
 from tubelet.serve.service import Admin, Body, Reader, Room, Service
 from tubelet.serve.submit import read_as
 

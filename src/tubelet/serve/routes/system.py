@@ -9,24 +9,14 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
+from tubelet.serve.answers import Expansion, Health, Model, ModelList, ProvenanceCheck, ProvenanceResult, Queue
 from tubelet.serve.config import OFFERED_SECONDS, OFFERED_SIZES, SystemFacts
 from tubelet.serve.errors import ApiError, invalid
 from tubelet.serve.metrics import CONTENT_TYPE
 from tubelet.serve.openapi import operations, takes
 from tubelet.serve.records import StorageFull
 from tubelet.serve.requests import Upload
-from tubelet.serve.schemas import (
-    Expand,
-    Expansion,
-    Health,
-    Model,
-    ModelList,
-    PauseQueue,
-    ProvenanceCheck,
-    ProvenanceCheckCreate,
-    ProvenanceResult,
-    Queue,
-)
+from tubelet.serve.schemas import Expand, PauseQueue, ProvenanceCheckCreate
 from tubelet.serve.service import Admin, Body, Maker, Reader, Room, Service
 from tubelet.serve.submit import read_as
 from tubelet.serve.view import written

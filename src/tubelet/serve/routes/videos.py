@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from tubelet.serve.answers import Video, VideoDeleted, VideoList
 from tubelet.serve.auth import Caller
 from tubelet.serve.config import SystemFacts
 from tubelet.serve.content import file_response
@@ -18,16 +19,7 @@ from tubelet.serve.feed import Event
 from tubelet.serve.inputs import Taken, checked, expired, take_film, take_job, take_picture
 from tubelet.serve.openapi import operations, takes
 from tubelet.serve.records import Asset, Job
-from tubelet.serve.schemas import (
-    MoveJob,
-    Video,
-    VideoCreate,
-    VideoDeleted,
-    VideoEdit,
-    VideoExtend,
-    VideoList,
-    VideoRemix,
-)
+from tubelet.serve.schemas import MoveJob, VideoCreate, VideoEdit, VideoExtend, VideoRemix
 from tubelet.serve.service import Body, Maker, Reader, Room, Service
 from tubelet.serve.submit import Prepared, blank, read_as, refuse_too_long, source_of, submit, system_of, words_of
 from tubelet.serve.view import eta_ms, poll_after_ms, video_of

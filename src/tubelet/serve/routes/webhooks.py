@@ -7,25 +7,21 @@ from typing import Annotated, Any, get_args
 
 from fastapi import Depends, Query
 
+from tubelet.serve.answers import (
+    WebhookEndpoint,
+    WebhookEndpointDeleted,
+    WebhookEndpointList,
+    WebhookEndpointWithSecret,
+    WebhookEventTypes,
+    WebhookTestResult,
+)
 from tubelet.serve.auth import Caller
 from tubelet.serve.errors import ApiError, invalid, not_found
 from tubelet.serve.inputs import checked, new_id
 from tubelet.serve.openapi import operations, takes
 from tubelet.serve.outbound import Unreachable, target
 from tubelet.serve.routes.files import paged
-from tubelet.serve.schemas import (
-    EventType,
-    WebhookCreate,
-    WebhookEndpoint,
-    WebhookEndpointDeleted,
-    WebhookEndpointList,
-    WebhookEndpointWithSecret,
-    WebhookEventTypes,
-    WebhookRotate,
-    WebhookTest,
-    WebhookTestResult,
-    WebhookUpdate,
-)
+from tubelet.serve.schemas import EventType, WebhookCreate, WebhookRotate, WebhookTest, WebhookUpdate
 from tubelet.serve.service import Body, Maker, Reader, Room, Service
 from tubelet.serve.submit import read_as
 from tubelet.serve.webhooks import ENDPOINTS, OVERLAP, TIMEOUT, headers_of, message, new_secret
