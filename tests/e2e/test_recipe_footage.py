@@ -29,7 +29,11 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, kind in enumerate(KINDS * 2):
         episode = WORLDS["phys2d"].sample(number, 64, 64, 17, 8.0, kind=kind)
         encode.save(episode.video, folder / f"{number}.mp4", 8.0)
-        (folder / f"{number}.txt").write_text(f"{episode.short}\n{episode.human}\n")
+        if number % 2:
+            (folder / f"{number}.txt").write_text(f"{episode.short}\n{episode.human}\n")
+        else:  # as a captioner leaves them
+            said = [{"text": getattr(episode, kind), "kind": kind} for kind in ("short", "dense")]
+            (folder / f"{number}.json").write_text(json.dumps({"captions": said}))
     return folder
 
 
@@ -61,7 +65,7 @@ def test_what_does_not_fit_is_one_sentence(films: Path, tmp_path: Path, tubelet:
     bare.mkdir()
     (bare / "a.mp4").write_bytes((films / "0.mp4").read_bytes())
     assert tubelet("curate", "import", bare, "--out", tmp_path / "wordless", "--size", "32x32", "--frames", "5").code == 0
-    assert "have no caption of kind human" in refused(*words, f"--set=data={tmp_path / 'wordless'}")
+    assert "have no caption of kind dense or human or short" in refused(*words, f"--set=data={tmp_path / 'wordless'}")
     assert "fit must be crop, pad or stretch" in refused("curate", "import", bare, "--out", tmp_path / "x", "--fit", "bend")
     assert "there is no file or folder" in refused("curate", "import", tmp_path / "none", "--out", tmp_path / "x")
     assert not (tmp_path / "run").exists()
