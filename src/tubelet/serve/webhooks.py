@@ -114,9 +114,11 @@ class Deliveries:
         try:
             while True:
                 self.woken.clear()
+                # What is delivered while the outbox is read may still stand in what was read: such a message is not new.
+                underway = busy.copy()
                 with contextlib.suppress(StorageFull):
                     for document in await anyio.to_thread.run_sync(self.jobs.all, OUTBOX, None):
-                        if document["due"] <= self.clock() and document["id"] not in busy and len(busy) < 8 * ABREAST:
+                        if document["due"] <= self.clock() and document["id"] not in underway and len(busy) < 8 * ABREAST:
                             busy.add(document["id"])
                             task = asyncio.create_task(deliver(document))
                             tasks.add(task)

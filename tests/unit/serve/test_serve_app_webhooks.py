@@ -15,6 +15,7 @@ import pytest
 from api_rig import Rig, serving, until
 
 from tubelet.serve import webhooks
+from tubelet.serve.outbound import Outbound
 from tubelet.serve.records import StorageFull
 from tubelet.serve.webhooks import Deliveries, pause_after
 
@@ -93,6 +94,35 @@ def test_a_finished_film_is_told_and_the_official_client_believes_it(rig: Rig, r
         unwrapped(webhooks.new_secret(), receiver.got[0])
     until(lambda: rig.jobs.all("outbox", None), lambda rest: rest == [])
     assert 'tubelet_webhook_deliveries_total{result="delivered"} 2' in rig.client.get("/metrics").text
+
+
+def test_a_message_that_is_taken_while_the_outbox_is_read_comes_once(
+    rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reading is as old as a slow disk makes it: here until the message has gone."""
+    read, stale = rig.jobs.all, threading.Event()
+
+    def slowly(collection: str, owner: str | None) -> list[dict[str, Any]]:
+        found = read(collection, owner)
+        if collection == "outbox" and found and receiver.got:
+            stale.set()
+            until(lambda: read(collection, owner), lambda rest: rest == [])
+        return found
+
+    post = Outbound.post
+
+    def held(*wish: Any, **more: Any) -> int:
+        status = post(*wish, **more)
+        assert stale.wait(20), "the outbox is read while the message is on its way"
+        return status
+
+    monkeypatch.setattr(rig.jobs, "all", slowly)
+    monkeypatch.setattr(Outbound, "post", held)
+    endpoint(rig, receiver)
+    rig.film()
+    until(lambda: 'deliveries_total{result="delivered"} 1' in rig.client.get("/metrics").text, bool)
+    time.sleep(0.5)  # ten looks
+    assert len(receiver.got) == 1
 
 
 def test_only_what_was_asked_for(rig: Rig, receiver: Receiver) -> None:
