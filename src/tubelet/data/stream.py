@@ -8,6 +8,7 @@ ranks nor a restart changes what is drawn. Rank r of w takes items r::w of each 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -254,6 +255,39 @@ class Stream:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.cursor.restore(state)
+
+
+class Ahead:
+    """A source whose next batch is drawn in a thread while the last one is used: an accelerator need not wait for it.
+
+    What it draws and where it says it stands are the source's own, batch for batch.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._thread = ThreadPoolExecutor(1, "ahead")
+        self._state: State | None = None
+        self._next: tuple[int, Future[tuple[Batch, State]]] | None = None
+
+    def draw(self, count: int) -> Batch:
+        if self._next is not None and self._next[0] != count:
+            self.restore(self.state())
+        waiting = self._next[1] if self._next is not None else self._thread.submit(self._take, count)
+        batch, self._state = waiting.result()
+        self._next = count, self._thread.submit(self._take, count)
+        return batch
+
+    def _take(self, count: int) -> tuple[Batch, State]:
+        return self.source.draw(count), self.source.state()
+
+    def state(self) -> State:
+        return self.source.state() if self._state is None else self._state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        if self._next is not None:
+            wait([self._next[1]])  # a draw under way would move the source on after it was put back
+        self._next = self._state = None
+        self.source.restore(state)
 
 
 class BucketStream:

@@ -3,7 +3,7 @@
     worlds-64/
       system.json            what the parts are, native size, defaults, sha256 of every other file, how it was trained
       codec.safetensors      bf16, as the other two
-      denoiser.safetensors
+      denoiser.safetensors   or, where it would be larger than PIECE, denoiser-1.safetensors, denoiser-2.safetensors, ...
       text.safetensors       only for a text encoder that was trained along
       tokenizer.json         only for a text encoder that needs one
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,8 @@ from tubelet.text.base import TextEncoder
 FORMAT = 1
 SYSTEM_FILE = "system.json"
 CODEC_FILE, DENOISER_FILE, TEXT_FILE = "codec.safetensors", "denoiser.safetensors", "text.safetensors"
+PIECE = 15 * 2**20
+"""Bytes of the largest file of weights: larger ones are refused or handled badly by many that keep repositories."""
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 
 DENOISERS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {"spacetime": (SpacetimeConfig, Spacetime)}
@@ -153,9 +156,9 @@ def save_system(
     weights: dict[str, nn.Module] = {CODEC_FILE: codec[1], DENOISER_FILE: denoiser[1]}
     if text[1].trainable:
         weights[TEXT_FILE] = text[1]
+    names: list[str] = []
     for file, module in weights.items():
-        save_tensors(folder / file, _narrowed(module, file))
-    names = list(weights)
+        names += _save_pieces(folder / file, _narrowed(module, file))
     tokenizer = getattr(text[1], "tokenizer", None)
     if tokenizer is not None and hasattr(tokenizer, "save"):
         tokenizer.save(folder / TOKENIZER_FILE)
@@ -180,9 +183,9 @@ def save_system(
 
 
 def verify(folder: Path, config: SystemConfig) -> None:
-    needed = {CODEC_FILE, DENOISER_FILE} - set(config.files)
-    if needed:
-        raise UserError(f"{folder / SYSTEM_FILE} lists no {sorted(needed)[0]}; restore it from its source")
+    for file in (CODEC_FILE, DENOISER_FILE):
+        if not pieces(config, file):
+            raise UserError(f"{folder / SYSTEM_FILE} lists no {file}; restore it from its source")
     for file, expected in config.files.items():
         path = folder / file
         if Path(file).name != file or not path.is_file():
@@ -191,6 +194,32 @@ def verify(folder: Path, config: SystemConfig) -> None:
             raise UserError(
                 f"{path} is truncated or altered (its sha256 is not the one in {SYSTEM_FILE}); restore it from its source"
             )
+
+
+def pieces(config: SystemConfig, file: str) -> list[str]:
+    """The files that hold a part's weights: `file` itself, or its numbered pieces; none where there are none."""
+    stem, suffix = file.split(".")
+    return [name for name in sorted(config.files) if re.fullmatch(rf"{stem}(-\d+)?\.{suffix}", name)]
+
+
+def _save_pieces(path: Path, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Write a part's weights, in several files where they are larger than PIECE; returns the files' names."""
+    parts: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, value in tensors.items():
+        entry = value.nbytes + len(name) + 128  # its line in the header included
+        if parts[-1] and size + entry > PIECE:
+            parts.append({})
+            size = 0
+        parts[-1][name] = value
+        size += entry
+    files = [path] if len(parts) == 1 else [path.with_stem(f"{path.stem}-{number}") for number in range(1, len(parts) + 1)]
+    for old in path.parent.glob(f"{path.stem}*{path.suffix}"):
+        if re.fullmatch(rf"{path.stem}(-\d+)?", old.stem) and old not in files:
+            old.unlink()  # of a system that was saved here before
+    for file, part in zip(files, parts, strict=True):
+        save_tensors(file, part)
+    return [file.name for file in files]
 
 
 def _narrowed(module: nn.Module, file: str) -> dict[str, Tensor]:
@@ -221,15 +250,15 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def filled(module: ModuleT, path: Path, device: torch.device, dtype: torch.dtype) -> ModuleT:
-    tensors = load_tensors(path)
+def filled(module: ModuleT, paths: Sequence[Path], device: torch.device, dtype: torch.dtype) -> ModuleT:
+    tensors = {name: value for path in paths for name, value in load_tensors(path).items()}
     parameters = dict(module.named_parameters())
     expected = module.state_dict()
     wrong = sorted(set(expected) ^ set(tensors)) + [
         n for n in set(expected) & set(tensors) if expected[n].shape != tensors[n].shape
     ]
     if wrong:
-        raise UserError(f"{path} does not fit the settings in {SYSTEM_FILE} ({wrong[0]}); restore both from their source")
+        raise UserError(f"{paths[0]} does not fit the settings in {SYSTEM_FILE} ({wrong[0]}); restore both from their source")
     for name, value in tensors.items():
         value = value.to(device, dtype) if name in parameters else value.to(device)
         if expected[name].ndim == 4 and not expected[name].is_contiguous():

@@ -27,6 +27,7 @@ from tubelet.generate.folder import (
     SystemConfig,
     filled,
     find,
+    pieces,
     quick,
     read_config,
     verify,
@@ -446,14 +447,15 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | None = Non
     precision = DTYPES[dtype] if dtype is not None else default_dtype(place)
     if place.type == "cpu" and precision == torch.bfloat16:
         use_fast_attention()
+    files = {file: [folder / name for name in pieces(config, file)] for file in (CODEC_FILE, DENOISER_FILE, TEXT_FILE)}
     codec = quick(lambda: build_codec(config.codec.name, config.codec.config))
-    codec = filled(codec, folder / CODEC_FILE, place, precision)
+    codec = filled(codec, files[CODEC_FILE], place, precision)
     config_class, build = DENOISERS[config.denoiser.name]
     settings = from_dict(config_class, config.denoiser.config)
-    denoiser = filled(quick(lambda: build(settings)), folder / DENOISER_FILE, place, precision)
-    if TEXT_FILE in config.files:
+    denoiser = filled(quick(lambda: build(settings)), files[DENOISER_FILE], place, precision)
+    if files[TEXT_FILE]:
         text = filled(
-            quick(lambda: build_text(config.text.name, config.text.config, folder)), folder / TEXT_FILE, place, precision
+            quick(lambda: build_text(config.text.name, config.text.config, folder)), files[TEXT_FILE], place, precision
         )
     else:
         text = build_text(config.text.name, config.text.config, folder).to(place).eval()

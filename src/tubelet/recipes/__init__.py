@@ -37,6 +37,8 @@ RECIPES: dict[str, str] = {
     "walt-ablations": "tubelet.recipes.walt_ablations",
     "worlds-64": "tubelet.recipes.worlds_64",
     "worlds-64-all": "tubelet.recipes.worlds_64_all",
+    "worlds-64-gpu": "tubelet.recipes.worlds_64_gpu",
+    "worlds-64-large": "tubelet.recipes.worlds_64_large",
     "worlds-64-sizes": "tubelet.recipes.worlds_64_sizes",
     "worlds-64-tasks": "tubelet.recipes.worlds_64_tasks",
 }

@@ -108,6 +108,8 @@ class WorldsRecipe:
     denoise: TrainConfig
     start: str | None = None
     """A system, by name or folder, to go on from: its codec is kept, its text encoder and denoiser are trained further."""
+    codec_from: str | None = None
+    """A system, by name or folder, whose codec alone is kept: text encoder and denoiser begin anew."""
     sketch: TrainConfig | None = None
     """Trains on a few frames of each clip, before whole films: it costs a fraction and teaches what is where when."""
     sketch_frames: int = 5
@@ -150,8 +152,9 @@ class WorldsRecipe:
         self._claim(folder)
         clock: dict[str, float] = {}
         stages = {
-            self.render: self.start is None or self.decoder_train is not None,
-            self.train_codec: self.start is None,
+            self.render: (self.start is None and self.codec_from is None) or self.decoder_train is not None,
+            self.train_codec: self.start is None and self.codec_from is None,
+            self.adopt_codec: self.codec_from is not None,
             self.adopt: self.start is not None,
             self.encode: True,
             self.train_sketch: self.sketch is not None,
@@ -201,8 +204,14 @@ class WorldsRecipe:
         if self.clips.kinds and not (min(self.clips.kinds.values()) >= 0 and sum(self.clips.kinds.values()) > 0):
             raise UserError("proportions of clips.kinds must be at least 0 and not all 0; correct them")
         CaptionChoice(self.captions, self.denoise.seed)
+        if self.start is not None and self.codec_from is not None:
+            raise UserError("start keeps the codec already; set one of start and codec_from")
         if self.start is not None:
             self._check_start(self.start)
+        if self.codec_from is not None:
+            own = Part(self.codec, to_dict(getattr(self, self.codec)))
+            if own != read_config(find(self.codec_from)).codec:
+                raise UserError(f"{self.codec_from} has another codec than the recipe; take it from one with the same settings")
 
     def _check_start(self, start: str) -> None:
         """Refuse to go on from a system whose networks are not the recipe's."""
@@ -222,7 +231,7 @@ class WorldsRecipe:
             write_json(path, settings)
         # Lengths and rates of the denoiser's training may change between calls; what the data and networks are may not.
         networks = ("codec", "causal_conv", "transformer", "denoiser", "text", "text_encoder")
-        fixed = ("clips", *networks, "prediction", "start", "grouping")
+        fixed = ("clips", *networks, "prediction", "start", "codec_from", "grouping")
         changed = [name for name in fixed if read_json(path).get(name) != settings[name]]
         if changed:
             raise UserError(
@@ -260,6 +269,11 @@ class WorldsRecipe:
         save_module(folder / "codec.safetensors", average)
         return True
 
+    def adopt_codec(self, folder: Path) -> None:
+        """A finished system's codec as this run's."""
+        assert self.codec_from is not None, "a recipe that trains its codec has no such stage"
+        save_module(folder / "codec.safetensors", load(self.codec_from, device="cpu", dtype="float32").codec)
+
     def adopt(self, folder: Path) -> None:
         """A finished system's parts as this run's beginning."""
         assert self.start is not None, "a recipe that begins anew has no such stage"
@@ -278,7 +292,7 @@ class WorldsRecipe:
         with ShardWriter(folder / "latents", shard_bytes=64 * 2**20) as writer, progress("encoding", "clips") as advance:
             jobs = [job for job in self._native_jobs() if job.key not in writer]
             done = 0
-            for group in _groups(rendered(jobs, self.workers), 32):
+            for group in _groups(rendered(jobs, self.workers), 32 if device.type == "cpu" else 256):
                 if self.clips.square:
                     group = [(job, _square(video), _square(colour), captions) for job, video, colour, captions in group]
                 pixels = to_pixels(torch.from_numpy(np.stack([video for _, video, _, _ in group])).to(device))
@@ -294,7 +308,7 @@ class WorldsRecipe:
     def train_sketch(self, folder: Path) -> bool:
         """Denoiser and text encoder on a few frames of each clip."""
         assert self.sketch is not None, "a recipe without a sketch has no such stage"
-        source = self._latents(folder, self.sketch.seed)
+        source = self._latents(folder, self.sketch.seed, self.sketch_frames)
         model = self.build_model(folder, source)
         if self.start is not None:
             load_module(folder / "start.safetensors", model)
@@ -310,7 +324,7 @@ class WorldsRecipe:
         if self.sketch is not None or self.start is not None:
             load_module(folder / ("sketch.safetensors" if self.sketch is not None else "start.safetensors"), model)
         objective = replace(self._objective(), masks=self.masks, haze=self.haze)
-        codec, prompts = self.load_codec(folder), self.prompts(folder)
+        codec, prompts = self.load_codec(folder).to(choose_device(self.denoise.device)), self.prompts(folder)
 
         def sample(average: TextToVideo, step: int) -> None:
             average.eval()
@@ -362,15 +376,18 @@ class WorldsRecipe:
         """What is sampled on the way."""
         return PROMPTS
 
-    def _latents(self, folder: Path, seed: int) -> Latents:
+    def _latents(self, folder: Path, seed: int, shown: int = 0) -> Latents:
+        """The clips' latents. Of `shown` token frames of each, where that is not 0, as many more fit into a step's budget."""
         dataset = ShardDataset(folder / "latents")
         if self.clips.mixed:
             shapes = dataset.shapes("latent")
             grids = [token_grid((t, h, w), self.denoiser.patch) for _, t, h, w in shapes]
+            longest = max(t for t, _, _ in grids)
+            budget = self.budget * longest // min(shown or longest, longest)
             if self.grouping == "buckets":
-                return BucketStream(dataset, grids, seed, budget=self.budget, proportions=self.captions)
+                return BucketStream(dataset, grids, seed, budget=budget, proportions=self.captions)
             tokens = [t * h * w for t, h, w in grids]
-            return PackStream(dataset, tokens, self.budget, seed, proportions=self.captions)
+            return PackStream(dataset, tokens, budget, seed, proportions=self.captions)
         return TensorSource.load(dataset, ("latent", "foreground"), seed=seed, proportions=self.captions)
 
     def _objective(self, frames: int = 0) -> TextToVideoObjective:

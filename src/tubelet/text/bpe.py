@@ -33,6 +33,8 @@ Pair = tuple[int, int]
 
 def normalise(text: str) -> str:
     """Lower case, NFKC, plain quotes and dashes, single spaces, repeated punctuation once, no control characters."""
+    if text.isascii() and text.isprintable():  # nothing below changes such a text but its capitals, spaces and repetitions
+        return " ".join(_REPEATED.sub(r"\1", text.lower()).split())
     # Cc, Cf: invisible; Cs: half a surrogate pair cannot be written as UTF-8.
     text = "".join(" " if c.isspace() else "" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower()).translate(_PLAIN)

@@ -28,7 +28,7 @@ from tubelet.core.config import to_dict
 from tubelet.core.errors import UserError
 from tubelet.core.files import whole_file
 from tubelet.core.log import console
-from tubelet.data.stream import Source
+from tubelet.data.stream import Ahead, Source
 from tubelet.runtime.device import bf16_trial, choose_device, fast_bf16
 from tubelet.train import checkpoint
 from tubelet.train.ema import PowerAverage
@@ -168,9 +168,11 @@ class _Run:
         split: Callable[[nn.Module], Split] | None,
         stop: Callable[[int], bool] | None,
     ) -> None:
-        self.objective, self.source, self.config, self.folder = objective, source, config, folder
+        self.objective, self.config, self.folder = objective, config, folder
         self.sample, self.stop = sample, stop
         self.device = choose_device(config.device)
+        # A CPU that computes has no core to spare for it.
+        self.source = source if self.device.type == "cpu" else Ahead(source)
         self.model = model.to(self.device).train()
         self.step, self.skipped, self.in_a_row = 0, 0, 0
         self.sums: dict[str, float] = {}

@@ -95,6 +95,13 @@ def in_cells(masks: Tensor, patch: Grid) -> Tensor:
     return masks.repeat_interleave(patch[1], 2).repeat_interleave(patch[2], 3)  # (B, T, H, W)
 
 
+def _dice(rng: torch.Generator) -> torch.Generator:
+    """`rng`, or on an accelerator a CPU generator seeded by it: a hundred small draws there would each wait for the device."""
+    if rng.device.type == "cpu":
+        return rng
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=rng, device=rng.device)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextToVideoObjective:
     """`(model, batch, rng) -> losses`; a batch has `latent (B, C, T, h, w)`, `foreground (B, T, h, w)` uint8 and `caption`.
@@ -174,7 +181,8 @@ class TextToVideoObjective:
         if name == "unconditional":
             return {}
         grid = token_grid((latents.shape[2], latents.shape[3], latents.shape[4]), patch)
-        masks = in_cells(torch.stack([MASKS[name](grid, rng) for _ in range(len(latents))]), patch)
+        dice = _dice(rng)
+        masks = in_cells(torch.stack([MASKS[name](grid, dice) for _ in range(len(latents))]), patch)
         haze = self.haze * torch.rand(len(latents), generator=rng, device=rng.device)
         return {"mask": masks.to(latents.device), "haze": haze.to(latents.device)}
 

@@ -11,6 +11,7 @@ from tubelet.core.errors import UserError
 from tubelet.data.batching import batch_size, collate, plan_batches
 from tubelet.data.schema import Record
 from tubelet.data.stream import (
+    Ahead,
     BucketStream,
     CaptionChoice,
     Cursor,
@@ -97,9 +98,11 @@ def test_another_world_size_can_go_on() -> None:
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5, 13])
-@pytest.mark.parametrize("kind", ["tensors", "stream", "buckets"])
+@pytest.mark.parametrize("kind", ["tensors", "stream", "buckets", "ahead"])
 def test_a_restored_source_goes_on_exactly(kind: str, stop: int) -> None:
-    def make() -> TensorSource | Stream | BucketStream:
+    def make() -> TensorSource | Stream | BucketStream | Ahead:
+        if kind == "ahead":
+            return Ahead(tensors(20))
         if kind == "tensors":
             return tensors(20)
         if kind == "stream":
@@ -116,6 +119,26 @@ def test_a_restored_source_goes_on_exactly(kind: str, stop: int) -> None:
         one, other = whole.draw(4), second.draw(4)
         assert one["caption"] == other["caption"]
         assert torch.equal(one["latent"], other["latent"])
+
+
+def test_drawing_ahead_changes_nothing_but_when() -> None:
+    plain, ahead = tensors(20), Ahead(tensors(20))
+    for count in (4, 4, 3, 7, 4, 4):
+        one, other = plain.draw(count), ahead.draw(count)
+        assert one["caption"] == other["caption"]
+        assert torch.equal(one["latent"], other["latent"])
+        assert plain.state() == ahead.state(), "not where the thread is, but where the batches that were handed out end"
+    state = ahead.state()
+    first = ahead.draw(4)
+    ahead.restore(state)
+    assert torch.equal(ahead.draw(4)["index"], first["index"])
+
+    class Torn(TensorSource):
+        def draw(self, count: int) -> dict:
+            raise UserError("a shard is torn")
+
+    with pytest.raises(UserError, match="torn"):
+        Ahead(Torn({"latent": torch.zeros(3, 1)})).draw(2)
 
 
 def test_a_restored_source_refuses_other_data() -> None:

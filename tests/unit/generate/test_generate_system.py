@@ -91,6 +91,24 @@ def test_loading_gives_the_saved_networks(folder: Path, system: System, tmp_path
     assert not system.denoiser.training
 
 
+def test_large_parts_lie_in_pieces(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load(write(tmp_path / "tiny"), device="cpu", dtype="float32")
+    monkeypatch.setattr(room, "PIECE", 20_000)
+    write(tmp_path / "tiny")  # over the one that was there
+    names = sorted(p.name for p in (tmp_path / "tiny").glob("denoiser*"))
+    assert len(names) > 2
+    assert names[0] == "denoiser-1.safetensors"
+    assert all((tmp_path / "tiny" / name).stat().st_size <= 20_000 for name in names)
+    again = load(tmp_path / "tiny", device="cpu", dtype="float32")
+    for name, value in whole.denoiser.state_dict().items():
+        assert torch.equal(value, again.denoiser.state_dict()[name])
+    (tmp_path / "tiny" / names[1]).unlink()
+    with pytest.raises(UserError, match=r"denoiser-2\.safetensors is missing"):
+        load(tmp_path / "tiny")
+    monkeypatch.undo()
+    assert {p.name for p in write(tmp_path / "tiny").iterdir()} == {p.name for p in folder.iterdir()}, "no piece is left over"
+
+
 def test_loaded_and_built_compute_the_same(system: System) -> None:
     """Loading skips initialisation: whatever is computed at build time must be there all the same."""
     plain = accelerate(build_codec("causal_conv", CODEC).eval())

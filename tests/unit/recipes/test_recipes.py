@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tubelet import recipes
 from tubelet.core.config import from_dict, to_dict
 from tubelet.core.errors import UserError
 from tubelet.core.types import Strides
+from tubelet.generate.system import load
 from tubelet.recipes import RECIPES, load_recipe, run
 from tubelet.recipes.native_sizes import markdown, whole
 from tubelet.recipes.worlds import (
@@ -107,7 +109,19 @@ def test_recipes_are_checked_and_stay_among_the_training_seeds(name: str) -> Non
     assert share == pytest.approx(config.clips.persist, abs=0.03)
 
 
-@pytest.mark.parametrize(("name", "square"), [("worlds-64-sizes", 1 / 2), ("worlds-64-all", 2 / 3)])
+def test_a_codec_may_be_kept_while_all_else_begins_anew(tmp_path: Path) -> None:
+    recipe = load_recipe("worlds-64-large")
+    recipe._check()
+    recipe.adopt_codec(tmp_path)
+    codec = recipe.load_codec(tmp_path)
+    shipped = load("worlds-64", device="cpu", dtype="float32").codec
+    assert torch.equal(codec.mean, shipped.mean)
+    for override, said in (("codec=transformer", "another codec"), ("start=worlds-64", "one of start and codec_from")):
+        with pytest.raises(UserError, match=said):
+            load_recipe("worlds-64-large", [override])._check()
+
+
+@pytest.mark.parametrize(("name", "square"), [("worlds-64-sizes", 1 / 2), ("worlds-64-all", 2 / 3), ("worlds-64-gpu", 2 / 3)])
 def test_hard_kinds_come_oftener_and_every_kind_in_every_size(name: str, square: float) -> None:
     recipe = load_recipe(name, ["start=worlds-64"])
     recipe._check()

@@ -37,6 +37,12 @@ def test_any_text_comes_back_normalised(text: str) -> None:
     assert tokenizer.decode(ids) == normalise(text)
 
 
+@given(st.text(st.characters(max_codepoint=126)))
+@settings(max_examples=300, deadline=None)
+def test_the_short_way_through_plain_text_is_the_long_one(text: str) -> None:
+    assert normalise(f"{text} \N{GREEK SMALL LETTER ALPHA}") == f"{normalise(text)} \N{GREEK SMALL LETTER ALPHA}".strip()
+
+
 @given(st.text())
 @settings(max_examples=300, deadline=None)
 def test_normalising_twice_changes_nothing(text: str) -> None:

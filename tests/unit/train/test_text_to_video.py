@@ -13,7 +13,7 @@ from tubelet.core.types import Condition
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.nn.patch import patch_positions
 from tubelet.text.own import OwnTextConfig, OwnTextEncoder
-from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective, some_frames
+from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective, _dice, some_frames
 
 CAPTIONS = ["a red ball falls", "a blue box slides", "a ring", "a small green triangle bounces twice"]
 
@@ -203,6 +203,20 @@ def test_a_step_may_know_a_part_of_its_films(model: Watching, batch: dict, name:
         TextToVideoObjective(masks={"middle": 1.0})
     with pytest.raises(UserError, match="haze is a noise level"):
         TextToVideoObjective(haze=1.0)
+
+
+def test_dice_of_an_accelerator_are_thrown_on_the_processor() -> None:
+    class Far:
+        device = torch.device("meta")
+
+    own = rng()
+    assert _dice(own) is own
+    real = torch.randint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randint", lambda top, size, *, generator, device: real(top, size, generator=own))
+        one, other = _dice(Far()), _dice(Far())  # type: ignore[arg-type]
+    assert one.device.type == other.device.type == "cpu"
+    assert one.initial_seed() != other.initial_seed(), "each step throws its own"
 
 
 def test_an_unconditional_step_is_plain_text_to_video(model: Watching, batch: dict) -> None:

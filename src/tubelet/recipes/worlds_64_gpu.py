@@ -1,0 +1,39 @@
+"""worlds-64-gpu: the last part of the shipped system's training, on an accelerator. As worlds-64-all, with more films.
+
+Paper: the Sora report (2024), "Scaling transformers for video generation": the same network, more compute.
+Command: tubelet train worlds-64-gpu
+Cost: six minutes on one H200 with sixteen cores: clips 24 s and, beside the training, two minutes; films 311 s.
+Score: the tables of the README and of docs/gallery/tasks.md.
+
+Nothing differs from worlds-64-all but the batch, eight times as large, the clips and the number of updates. The shipped run saw
+the first 8,000 clips alone for its first 460 updates, while the others were rendered, and its learning rate fell with the time;
+here all clips are there from the first update, and the rate falls with the updates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tubelet.recipes import worlds_64_all
+from tubelet.recipes.worlds import WorldsRecipe
+from tubelet.train.optim import OptimizerConfig
+
+
+def recipe() -> WorldsRecipe:
+    """Goes on from where `tubelet train worlds-64-all` leaves its system."""
+    fourth = worlds_64_all.recipe()
+    return replace(
+        fourth,
+        start="runs/worlds-64-all/system",
+        clips=replace(fourth.clips, denoiser=60_000),
+        budget=69_632,
+        workers=14,
+        denoise=replace(
+            fourth.denoise,
+            steps=1955,
+            batch=256,
+            warmup=40,
+            compile=False,
+            optimizer=OptimizerConfig(learning_rate=2.5e-3, learning_rate_adamw=1.2e-3),
+        ),
+    )
