@@ -42,7 +42,8 @@ class CoCaConfig:
     `width` and `heads` are those of the encoder and of both halves of the decoder; `text_depth` is the depth of one half.
     `image` is the side in pixels that the positions are made for; `queries` is how many vectors the decoder sees of an image.
     `frames` above 0 tells the poolers of a video which of so many frames a token is from: not in the paper, whose poolers know
-    no order and so cannot tell a fall from a rise.
+    no order and so cannot tell a fall from a rise. `video_depth` blocks then read all of its tokens together, before the
+    poolers: not in the paper either, but one look of a pooler does not find out where a thing went (docs/lineage.md).
     """
 
     width: int = 768
@@ -56,12 +57,15 @@ class CoCaConfig:
     vocab: int = 64_000
     queries: int = 256
     frames: int = 0
+    video_depth: int = 0
     pooling: Literal["cascade", "parallel"] = "cascade"
 
     def __post_init__(self) -> None:
         sizes = (self.width, self.heads, self.image_depth, self.image_hidden, self.text_depth, self.text_hidden)
-        if min(*sizes, self.image, self.patch, self.vocab, self.queries) < 1 or self.frames < 0:
-            raise UserError("every size of a CoCa must be at least 1, its frames at least 0; raise the one that is not")
+        if min(*sizes, self.image, self.patch, self.vocab, self.queries) < 1 or min(self.frames, self.video_depth) < 0:
+            raise UserError(
+                "every size of a CoCa must be at least 1, its frames and video_depth at least 0; raise the one that is not"
+            )
         if self.width % (2 * self.heads):
             raise UserError(f"{self.heads} heads need an even multiple as width, got {self.width}; try {64 * self.heads}")
         if self.image % self.patch:
@@ -105,6 +109,21 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.embed(images)  # (B, L, D)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class VideoEncoder(nn.Module):
+    """Blocks over the tokens of all frames of a video at once, `(B, T*L, D)`; an image's are those of one frame."""
+
+    def __init__(self, config: CoCaConfig) -> None:
+        super().__init__()
+        D, hidden = config.width, config.image_hidden
+        self.blocks = nn.ModuleList(EncoderBlock(D, config.heads, hidden, eps=EPS) for _ in range(config.video_depth))
+        self.norm = nn.LayerNorm(D, EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -171,6 +190,7 @@ class CoCa(nn.Module):
         self.caption_pool, self.caption_norm = AttentionPool(D, N, config.queries), nn.LayerNorm(D, EPS)
         self.contrast_pool, self.contrast_norm = AttentionPool(D, N), nn.LayerNorm(D, EPS)
         self.frame_positions = nn.Parameter(torch.zeros(config.frames, D)) if config.frames else None
+        self.video = VideoEncoder(config) if config.video_depth else None
         self.unimodal = UnimodalDecoder(config)
         self.multimodal = MultimodalDecoder(config)
         self.logit_scale = nn.Parameter(torch.zeros(()))
@@ -200,8 +220,8 @@ class CoCa(nn.Module):
         """What the decoder sees of images or videos, `(B, queries, D)`, and their unit vectors, `(B, D)`.
 
         Images are `(B, 3, H, W)`. The frames of a video `(B, 3, T, H, W)` are encoded each alone, and one pooler reads the
-        tokens of all (section 3.3); it knows their order by `frames` alone. Raises UserError on sizes that do not divide into
-        patches and on more frames than there are places.
+        tokens of all (section 3.3), which `video_depth` blocks may have read before; their order is known by `frames` alone.
+        Raises UserError on sizes that do not divide into patches and on more frames than there are places.
         """
         if pixels.ndim == 5:
             frames = self.image(pixels.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(pixels), -1))  # (B, T, L, D)
@@ -213,6 +233,8 @@ class CoCa(nn.Module):
             seen = frames.flatten(1, 2)  # (B, T*L, D)
         else:
             seen = self.image(pixels)  # (B, L, D)
+        if self.video is not None:
+            seen = self.video(seen)
         memory = self.caption_norm(self.caption_pool(seen))  # (B, queries, D)
         pooled = self.contrast_pool(memory if self.config.pooling == "cascade" else seen)  # (B, 1, D)
         return memory, F.normalize(self.contrast_norm(pooled[:, 0]), dim=-1)

@@ -82,8 +82,8 @@ class Captioner:
 
     coca: CoCaConfig = field(
         default_factory=lambda: CoCaConfig(
-            width=192, heads=6, image_depth=4, image_hidden=512, text_depth=2, text_hidden=512, image=SIZE, patch=16,
-            queries=48, frames=FRAMES, vocab=1027,
+            width=192, heads=6, image_depth=2, image_hidden=512, text_depth=2, text_hidden=512, image=SIZE, patch=16,
+            queries=48, frames=FRAMES, video_depth=2, vocab=1027,
         )
     )  # fmt: skip
     clips: int = 24_000

@@ -326,6 +326,27 @@ def test_poolers_may_be_told_the_order_of_frames() -> None:
         model.look(batch(2, frames=4)[0])
 
 
+def test_blocks_may_read_all_frames_together() -> None:
+    torch.manual_seed(0)
+    model = CoCa(replace(TINY, frames=3, video_depth=1))
+    video, ids, mask = batch(2, frames=3)
+    plain = model.look(video)[0]
+    # One frame changes what the decoder is told of the others: tokens were compared before they were pooled.
+    assert model.video is not None
+    tokens = torch.randn(1, 8, 32)
+    other = tokens.clone()
+    other[:, 0] = torch.randn(32)  # a shift alone would be normed away
+    assert (model.video(tokens)[:, 1:] - model.video(other)[:, 1:]).abs().max() > 1e-4
+    assert (model.look(video.flip(2))[0] - plain).abs().max() > 1e-3
+    losses(model(video, ids, mask), ids, mask)["loss"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.video.parameters())
+    still = CoCa(replace(TINY, video_depth=1))
+    for one, alone in zip(still.look(video[:, :, :1]), still.look(video[:, :, 0]), strict=True):
+        torch.testing.assert_close(one, alone, atol=1e-6, rtol=0)
+    with pytest.raises(UserError, match="video_depth at least 0"):
+        replace(TINY, video_depth=-1)
+
+
 def test_another_image_size_is_read(model: CoCa) -> None:
     assert model.look(torch.randn(2, 3, 72, 54))[0].shape == (2, 6, 32)
     with pytest.raises(UserError, match="multiples of 18"):
