@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--json] [--only denoiser codec training packing clip start serving]`."""
+"""`python -m benchmarks [--json] [--only denoiser codec training packing clip start serving accelerator]`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 import torch
 
+from benchmarks.accelerator import accelerator
 from benchmarks.clip import clip, start
 from benchmarks.codec import codec
 from benchmarks.denoiser import denoiser
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "clip": clip,
     "start": start,
     "serving": serving,
+    "accelerator": accelerator,
 }
 
 

@@ -40,6 +40,7 @@ def serving(settings: Settings) -> Iterator[Figure]:
             while not jobs.counts()["in_progress"]:
                 time.sleep(0.05)
             yield from _stage("rendering", server, jobs, film.id, settings, f"while a worker renders with {peer}")
+            last = film
             pattern = jobs.page(None, limit=1).jobs[0].request
             for _ in range(WAITING):
                 last, _ = jobs.create(pattern)

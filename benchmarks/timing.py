@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -38,7 +38,7 @@ class Settings:
     clock: Clock = time.perf_counter
 
 
-def compare(contestants: dict[str, Callable[[], object]], settings: Settings) -> dict[str, float]:
+def compare(contestants: Mapping[str, Callable[[], object]], settings: Settings) -> dict[str, float]:
     """Median seconds per call of each. One call each in turn, so that what disturbs the machine disturbs all alike."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for call in contestants.values():

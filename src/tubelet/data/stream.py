@@ -29,7 +29,7 @@ Batch = dict[str, Any]
 
 
 class Source(Protocol):
-    """What the training loop draws from."""
+    """What the training loop draws from. A draw's random numbers come from the source's seed alone: it may run in a thread."""
 
     def draw(self, count: int) -> Batch:
         """The next global batch of `count` items (this rank's share of it)."""
@@ -268,6 +268,11 @@ class Ahead:
         self._thread = ThreadPoolExecutor(1, "ahead")
         self._state: State | None = None
         self._next: tuple[int, Future[tuple[Batch, State]]] | None = None
+
+    def close(self) -> None:
+        """Put the source back to where the batches that were handed out end, and let the thread go."""
+        self.restore(self.state())
+        self._thread.shutdown()
 
     def draw(self, count: int) -> Batch:
         if self._next is not None and self._next[0] != count:

@@ -12,6 +12,7 @@ The digest is one hash over the parts' settings and the files' hashes: equal dig
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -39,7 +40,7 @@ FORMAT = 1
 SYSTEM_FILE = "system.json"
 CODEC_FILE, DENOISER_FILE, TEXT_FILE = "codec.safetensors", "denoiser.safetensors", "text.safetensors"
 PIECE = 15 * 2**20
-"""Bytes of the largest file of weights: larger ones are refused or handled badly by many that keep repositories."""
+"""Bytes that a file of weights has at most, where no tensor alone has more: large ones are a burden to a repository."""
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 
 DENOISERS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {"spacetime": (SpacetimeConfig, Spacetime)}
@@ -156,6 +157,8 @@ def save_system(
     weights: dict[str, nn.Module] = {CODEC_FILE: codec[1], DENOISER_FILE: denoiser[1]}
     if text[1].trainable:
         weights[TEXT_FILE] = text[1]
+    with contextlib.suppress(OSError):  # where nothing can be written, the first file says so
+        (folder / SYSTEM_FILE).unlink(missing_ok=True)  # of a system that was saved here before: it is no longer whole
     names: list[str] = []
     for file, module in weights.items():
         names += _save_pieces(folder / file, _narrowed(module, file))
@@ -214,11 +217,11 @@ def _save_pieces(path: Path, tensors: Mapping[str, Tensor]) -> list[str]:
         parts[-1][name] = value
         size += entry
     files = [path] if len(parts) == 1 else [path.with_stem(f"{path.stem}-{number}") for number in range(1, len(parts) + 1)]
+    for file, part in zip(files, parts, strict=True):
+        save_tensors(file, part)
     for old in path.parent.glob(f"{path.stem}*{path.suffix}"):
         if re.fullmatch(rf"{path.stem}(-\d+)?", old.stem) and old not in files:
             old.unlink()  # of a system that was saved here before
-    for file, part in zip(files, parts, strict=True):
-        save_tensors(file, part)
     return [file.name for file in files]
 
 

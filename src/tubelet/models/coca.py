@@ -200,7 +200,7 @@ class CoCa(nn.Module):
     def init_weights(self) -> None:
         """Fill every parameter: for a module built on the meta device, after `to_empty`.
 
-        Linears get variance 1 / fan-in; embeddings, the class token and the queries 1 / D; image positions 0.02^2.
+        Linears get variance 1 / fan-in; embeddings, the class token and the queries 1 / D; places 0.5^2.
         """
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
@@ -210,7 +210,8 @@ class CoCa(nn.Module):
                 nn.init.zeros_(module.bias)
         for one in (self.unimodal.tokens.weight, self.unimodal.cls, self.caption_pool.queries, self.contrast_pool.queries):
             nn.init.normal_(one, std=self.config.width**-0.5)
-        nn.init.normal_(self.image.embed.positions, std=0.02)
+        # A place must be heard beside a patch, most of which is its mean colour: at 0.02 left and right are told apart last.
+        nn.init.normal_(self.image.embed.positions, std=0.5)
         if self.frame_positions is not None:
             # The encoder's tokens are normed: a place must be heard beside them.
             nn.init.normal_(self.frame_positions, std=0.5)

@@ -6,11 +6,12 @@ A stage that has finished is skipped when the same command runs again; one that 
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.pool import AsyncResult
 from pathlib import Path
@@ -140,7 +141,7 @@ class WorldsRecipe:
     """How clips that differ in size share a step: `packs` of any sizes, of which a batch is a number, or `buckets`, of which a
     step sees one size, at most a batch of clips and one budget of tokens. Buckets can be compiled."""
     budget: int = 4096
-    """Tokens of a pack or of a step on a bucket, where clips differ in size."""
+    """Tokens of a pack or of a step on a bucket, where clips differ in size; in a sketch those that it sees."""
     sampling: Sampling = field(default_factory=Sampling)
     workers: int = 2
     """Processes that render."""
@@ -264,7 +265,9 @@ class WorldsRecipe:
         average = result.ema
         assert isinstance(average, Codec)
         with torch.no_grad():
-            raw = torch.cat([average.encode_raw(to_pixels(source.draw(64)["video"])) for _ in range(8)])  # (512, C, T, h, w)
+            raw = torch.cat(
+                [average.encode_raw(to_pixels(source.draw(64)["video"].to(average.mean.device))) for _ in range(8)]
+            )  # (512, C, T, h, w)
         average.set_statistics(raw.mean((0, 2, 3, 4)), raw.std((0, 2, 3, 4)))
         save_module(folder / "codec.safetensors", average)
         return True
@@ -292,7 +295,9 @@ class WorldsRecipe:
         with ShardWriter(folder / "latents", shard_bytes=64 * 2**20) as writer, progress("encoding", "clips") as advance:
             jobs = [job for job in self._native_jobs() if job.key not in writer]
             done = 0
-            for group in _groups(rendered(jobs, self.workers), 32 if device.type == "cpu" else 256):
+            for group in _groups(
+                rendered(jobs, self.workers), lambda pixels: 32 if device.type == "cpu" else max(1, 2**24 // pixels)
+            ):
                 if self.clips.square:
                     group = [(job, _square(video), _square(colour), captions) for job, video, colour, captions in group]
                 pixels = to_pixels(torch.from_numpy(np.stack([video for _, video, _, _ in group])).to(device))
@@ -377,13 +382,13 @@ class WorldsRecipe:
         return PROMPTS
 
     def _latents(self, folder: Path, seed: int, shown: int = 0) -> Latents:
-        """The clips' latents. Of `shown` token frames of each, where that is not 0, as many more fit into a step's budget."""
+        """The clips' latents. Of `shown` token frames of each, where that is not 0, more of them fit into a step's budget."""
         dataset = ShardDataset(folder / "latents")
         if self.clips.mixed:
             shapes = dataset.shapes("latent")
             grids = [token_grid((t, h, w), self.denoiser.patch) for _, t, h, w in shapes]
-            longest = max(t for t, _, _ in grids)
-            budget = self.budget * longest // min(shown or longest, longest)
+            shortest = min(t for t, _, _ in grids)
+            budget = self.budget * shortest // min(shown or shortest, shortest)
             if self.grouping == "buckets":
                 return BucketStream(dataset, grids, seed, budget=budget, proportions=self.captions)
             tokens = [t * h * w for t, h, w in grids]
@@ -524,13 +529,13 @@ def in_memory(jobs: Sequence[Job], workers: int, title: str) -> tuple[Tensor, li
     return video, captions
 
 
-def _groups(items: Iterator[Rendered], size: int) -> Iterator[list[Rendered]]:
-    """Clips of one shape, `size` together."""
+def _groups(items: Iterator[Rendered], size: Callable[[int], int]) -> Iterator[list[Rendered]]:
+    """Clips of one shape, so many together as `size` says of clips of so many pixels."""
     waiting: dict[tuple[int, ...], list[Rendered]] = {}
     for item in items:
         group = waiting.setdefault(item[1].shape, [])
         group.append(item)
-        if len(group) == size:
+        if len(group) == size(math.prod(item[1].shape[:3])):
             yield waiting.pop(item[1].shape)
     yield from waiting.values()
 

@@ -3,7 +3,7 @@
 Paper: the Sora report (2024), "Prompting with images and videos"; the masks of VDT (Lu et al. 2023, section 3.3).
 Command: tubelet train worlds-64-tasks
 Cost: 95 minutes on two cores with fast bf16, short tests beside it, after worlds-64.
-Score: docs/log.md, 2026-11-25; worlds-64-sizes and -all follow.
+Score: docs/log.md, 2026-11-25; worlds-64-sizes, -all and -gpu follow.
 """
 
 from __future__ import annotations

@@ -207,6 +207,13 @@ class _Run:
         self.interrupted = False
 
     def go(self) -> TrainResult:
+        try:
+            return self._go()
+        finally:
+            if isinstance(self.source, Ahead):
+                self.source.close()
+
+    def _go(self) -> TrainResult:
         config = self.config
         saved = self.step
         saved_at = logged_at = time.monotonic()

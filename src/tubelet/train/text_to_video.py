@@ -99,7 +99,7 @@ def _dice(rng: torch.Generator) -> torch.Generator:
     """`rng`, or on an accelerator a CPU generator seeded by it: a hundred small draws there would each wait for the device."""
     if rng.device.type == "cpu":
         return rng
-    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=rng, device=rng.device)))
+    return torch.Generator().manual_seed(int(torch.randint(2**31 - 1, (), generator=rng, device=rng.device)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ class TextToVideoObjective:
         places: list[Tensor] = []
         masks: list[Tensor | None] = []
         hazes: list[float] = []
-        patch = model.patch
+        patch, dice = model.patch, _dice(rng)
         for one, foreground in zip(batch["latent"], batch["foreground"], strict=True):
             image, haze = torch.rand(2, generator=rng, device=rng.device).tolist()
             grid = token_grid((one.shape[1], one.shape[2], one.shape[3]), patch)
@@ -204,7 +204,7 @@ class TextToVideoObjective:
                 kept, own = some_frames(self.frames or grid[0], (one.shape[1], one.shape[2], one.shape[3]), patch, rng)
             shown = (len(own) // (grid[1] * grid[2]), *grid[1:])  # tokens (t, h, w) of what is kept
             name = draw_name(self.masks, rng) if self.masks and shown[0] > 1 else "unconditional"
-            masks.append(None if name == "unconditional" else in_cells(MASKS[name](shown, rng)[None], patch)[0])
+            masks.append(None if name == "unconditional" else in_cells(MASKS[name](shown, dice)[None], patch)[0])
             hazes.append(haze * self.haze)
             latents.append(one[:, kept].float())
             weights.append(1 + (self.foreground - 1) * foreground[None, kept].float() / 255)  # (1, T', h, w)

@@ -133,6 +133,11 @@ def test_drawing_ahead_changes_nothing_but_when() -> None:
     ahead.restore(state)
     assert torch.equal(ahead.draw(4)["index"], first["index"])
 
+    left = Ahead(plain := tensors(20))
+    left.draw(4)
+    left.close()
+    assert plain.state() == left.state(), "what was drawn ahead is given back"
+
     class Torn(TensorSource):
         def draw(self, count: int) -> dict:
             raise UserError("a shard is torn")
