@@ -66,6 +66,7 @@ TRAINED = {
     "text-encoders": {"sheet.png": "one prompt, drawn for each reader"},
     "recaptioning": {"sheet.png": "one prompt, drawn by each blend"},
     "scaling": {"scaling.png": "the same sentences and seeds at each share of compute"},
+    "ddpm": {"sheet.png": "pictures of the longer chain"},
     "native-sizes": {"native.png": "trained on own sizes", "square.png": "trained on square crops"},
 }
 """Recipe -> its pictures that docs/lineage.md shows, and what they are of."""

@@ -2,8 +2,9 @@
 
 Paper: DDPM (Ho et al. 2020), sections 3.2 to 3.4 and table 2; Improved DDPM (Nichol & Dhariwal 2021), section 3.1.
 Command: tubelet train ddpm
-Cost: not measured, it has not been run yet; sized for fifteen minutes on two cores. It renders its own pictures.
-Score: none yet; a run leaves table.json, table.md and sheet.png in its folder.
+Cost: 22 minutes on one core beside another training. It renders its own pictures.
+Score: bound in 50 steps 4.95 bits (beta), 3.30 (beta tilde), 2.60 (learned); distance 141, 47, 53; DDIM fails: docs/lineage.md.
+A run leaves table.json, table.md and sheet.png in its folder.
 
 First frames of clips, 32 x 32, without words. Two trainings of equal steps: L_simple, sampled with variance beta, with beta
 tilde and by DDIM, and the hybrid, which answers its variances. All are asked on 50 and on 250 of the chain's 1000 steps; the
