@@ -28,6 +28,8 @@ from tiny_system import save_tiny
 MIB = 2**20
 SAMPLES = 200
 """Of memory, during the watch for leaks."""
+LEAST = 6
+"""Samples that are taken however slow the machine is: a slope needs some."""
 POLLS = 0.02
 """Seconds between two polls of a bystander."""
 
@@ -243,7 +245,7 @@ def leaks(settings: Settings) -> Iterator[Figure]:
         begin, every = time.monotonic(), 60 * settings.minutes / SAMPLES
         seen: dict[str, list[tuple[float, int, int]]] = {name: [] for name in watched}
         turns = 0
-        while (now := time.monotonic() - begin) < 60 * settings.minutes:
+        while (now := time.monotonic() - begin) < 60 * settings.minutes or len(seen["server"]) < LEAST:
             _turn(server, turns)
             turns += 1
             if now >= every * len(seen["server"]):
