@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from studio_stage import (
     PATIENCE,
@@ -34,7 +35,7 @@ from tubelet.serve.jobs import Jobs
 from tubelet.serve.store import Store
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import APIResponse, Browser, Route
 
 REPOSITORY = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
@@ -316,6 +317,31 @@ def test_reload_and_a_second_tab_show_the_same_films(build: Callable[..., Stage]
     for tab in (page, other):
         see(tab, "document.querySelectorAll('.tile').length === 0")
     assert stage.films() == []
+
+
+@needs_chromium
+def test_an_answer_from_before_a_deletion_brings_nothing_back(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build()
+    stage.make({"prompt": "a film that goes"})
+    guest = visit(stage)
+    page = guest.open()
+    page.get_by_role("link", name="a film that goes").wait_for()
+    (film,) = stage.films()
+    held: list[tuple[Route, APIResponse]] = []
+    guest.context.route(re.compile(r"/v1/videos\?"), lambda route: held.append((route, route.fetch())))
+    stage.make({"prompt": "a film that comes"})  # the page hears of it, and asks for the list
+    while not held:
+        page.wait_for_timeout(50)
+    httpx.delete(f"{stage.url}v1/videos/{film.id}").raise_for_status()
+    see(page, "document.querySelectorAll('.tile').length === 0")
+    route, before = held.pop(0)
+    assert film.id in before.text()
+    route.fulfill(response=before)
+    page.get_by_role("link", name="a film that comes").wait_for()
+    assert page.locator(".tile").count() == 1
+    guest.context.unroute_all()
+    for route, later in held:
+        route.fulfill(response=later)
 
 
 @needs_chromium

@@ -154,14 +154,14 @@ def save_system(
     folder cannot be written.
     """
     folder = Path(folder)
-    weights: dict[str, nn.Module] = {CODEC_FILE: codec[1], DENOISER_FILE: denoiser[1]}
+    weights = {CODEC_FILE: _narrowed(codec[1], CODEC_FILE), DENOISER_FILE: _narrowed(denoiser[1], DENOISER_FILE)}
     if text[1].trainable:
-        weights[TEXT_FILE] = text[1]
+        weights[TEXT_FILE] = _narrowed(text[1], TEXT_FILE)
     with contextlib.suppress(OSError):  # where nothing can be written, the first file says so
         (folder / SYSTEM_FILE).unlink(missing_ok=True)  # of a system that was saved here before: it is no longer whole
     names: list[str] = []
-    for file, module in weights.items():
-        names += _save_pieces(folder / file, _narrowed(module, file))
+    for file, tensors in weights.items():
+        names += _save_pieces(folder / file, tensors)
     tokenizer = getattr(text[1], "tokenizer", None)
     if tokenizer is not None and hasattr(tokenizer, "save"):
         tokenizer.save(folder / TOKENIZER_FILE)

@@ -43,7 +43,7 @@ class CoCaConfig:
     `image` is the side in pixels that the positions are made for; `queries` is how many vectors the decoder sees of an image.
     `frames` above 0 tells the poolers of a video which of so many frames a token is from: not in the paper, whose poolers know
     no order and so cannot tell a fall from a rise. `video_depth` blocks then read all of its tokens together, before the
-    poolers: not in the paper either, but one look of a pooler does not find out where a thing went (docs/lineage.md).
+    poolers: not in the paper either; docs/lineage.md says what they and audible places together bought.
     """
 
     width: int = 768

@@ -87,6 +87,9 @@ class Supervisor:
     def __post_init__(self) -> None:
         self.seats = [Seat(command) for command in self.commands]
         self._stopping = threading.Event()
+        # Held while a worker is looked at: what ends because all is to end is no death to be told of, and none is started then.
+        # A signal's handler may drain while the same thread drains.
+        self._looking = threading.RLock()
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
     def start(self) -> None:
@@ -95,17 +98,17 @@ class Supervisor:
 
     def drain(self) -> None:
         """Ask all workers to stop, and start no more. Returns at once."""
-        self._stopping.set()
-        for seat in self.seats:
-            if seat.process is not None and seat.process.poll() is None:
-                seat.process.terminate()
+        with self._looking:
+            self._stopping.set()
+            for seat in self.seats:
+                if seat.process is not None and seat.process.poll() is None:
+                    seat.process.terminate()
 
     def stop(self, grace: float = GRACE) -> None:
         """Drain, and return when all workers have ended; those that have not after `grace` seconds are killed."""
         self.drain()
         if self._thread.ident is not None:
             self._thread.join()
-        self.drain()  # one may have been started while the watch ended
         until = time.monotonic() + grace
         for seat in self.seats:
             if seat.process is None:
@@ -127,7 +130,10 @@ class Supervisor:
                     tidy(self.data / "journals", self.jobs)
                     tidied = time.monotonic()
             for seat in self.seats:
-                self._look(seat, heard)
+                with self._looking:
+                    if self._stopping.is_set():
+                        return
+                    self._look(seat, heard)
             if all(seat.given_up for seat in self.seats):
                 self.failed = True
                 self.gave_up()

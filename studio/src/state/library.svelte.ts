@@ -39,6 +39,8 @@ class Library {
 
   private films = new Map<string, Film>();
   private order: string[] = [];
+  /** Films that are deleted: an answer that was on its way before must not bring one back. */
+  private gone = new Set<string>();
   private born = new Map<string, number>();
   private ends = new Map<string, number>();
   private pace = new Map<string, { at: number; progress: number }>();
@@ -221,7 +223,8 @@ class Library {
   private async fetchPage(after: string | null) {
     const asked = performance.now();
     const page = await api.page(after, PAGE);
-    const ids = page.data.map((film) => film.id);
+    const films = page.data.filter((film) => !this.gone.has(film.id));
+    const ids = films.map((film) => film.id);
     const listed = new Set(ids);
     const start = after ? this.order.indexOf(after) + 1 : 0;
     let end = page.has_more ? start : this.order.length;
@@ -242,12 +245,12 @@ class Library {
     const before = this.order.slice(0, start).filter((id) => !listed.has(id));
     const behind = this.order.slice(end).filter((id) => !listed.has(id));
     this.order = [...before, ...young, ...ids, ...behind];
-    for (const film of page.data) this.keep(film);
+    for (const film of films) this.keep(film);
     if (behind.length === 0) this.more = page.has_more;
     this.dirty = true;
     this.publish();
     const waiting = page.data.length > 0 && !FINAL.has(page.data[page.data.length - 1]!.status);
-    return { met, last: ids[ids.length - 1] ?? null, more: page.has_more, waiting };
+    return { met, last: page.data[page.data.length - 1]?.id ?? null, more: page.has_more, waiting };
   }
 
   private heard(type: string, data: Record<string, unknown>): void {
@@ -271,6 +274,7 @@ class Library {
   }
 
   private keep(film: Film): void {
+    if (this.gone.has(film.id)) return;
     const old = this.films.get(film.id);
     if (old && FINAL.has(old.status) && !FINAL.has(film.status)) return;
     if (!old || FINAL.has(film.status)) this.dirty = true;
@@ -298,6 +302,7 @@ class Library {
   }
 
   private forget(id: string): void {
+    this.gone.add(id);
     this.films.delete(id);
     this.order = this.order.filter((other) => other !== id);
     this.dirty = true;

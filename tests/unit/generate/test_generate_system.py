@@ -341,6 +341,14 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
             size=(32, 32), frames=5, fps=8.0,
         )  # fmt: skip
     assert not (tmp_path / "bad" / "system.json").exists()
+    good = read_config(write(tmp_path / "good")).digest
+    with pytest.raises(UserError, match=r"head\.weight"):
+        save_system(
+            tmp_path / "good", name="bad", codec=("causal_conv", codec), denoiser=("spacetime", denoiser), text=("own", text),
+            size=(32, 32), frames=5, fps=8.0,
+        )  # fmt: skip
+    load(tmp_path / "good")
+    assert read_config(tmp_path / "good").digest == good, "what was saved there before is still whole"
 
 
 def test_a_clip_refuses_other_suffixes(system: System, tmp_path: Path) -> None:

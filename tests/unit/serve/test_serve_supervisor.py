@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -165,6 +166,32 @@ def test_all_workers_are_asked_to_stop_and_the_deaf_are_killed(
     codes = [seat.process.returncode for seat in supervisor.seats if seat.process is not None]
     assert codes == [0, -signal.SIGKILL]
     assert [line["worker"] for line in said(caplog, "worker killed")] == [supervisor.seats[1].name]
+    assert not said(caplog, "worker ended"), "nobody died who was not asked to go"
+
+
+def test_a_watch_that_is_behind_looks_at_no_worker_that_was_asked_to_stop(
+    jobs: Jobs, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = Supervisor([program("time.sleep(60)")], jobs, tmp_path)
+    workers, inside, go = jobs.workers, threading.Event(), threading.Event()
+
+    def slow() -> Any:
+        if supervisor.seats[0].process is not None:
+            inside.set()
+            go.wait(PATIENCE)
+        return workers()
+
+    monkeypatch.setattr(jobs, "workers", slow)
+    supervisor.start()
+    assert inside.wait(PATIENCE)
+    supervisor.drain()
+    process = supervisor.seats[0].process
+    assert process is not None
+    process.wait(PATIENCE)
+    go.set()
+    supervisor.stop()
+    assert supervisor.seats[0].process is process
+    assert not said(caplog, "worker ended")
 
 
 def test_only_journals_of_jobs_to_be_made_stay(jobs: Jobs, tmp_path: Path) -> None:
