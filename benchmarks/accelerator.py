@@ -17,6 +17,8 @@ from benchmarks.timing import Figure, Settings, macs
 from tubelet.core.types import Condition
 from tubelet.models.dit import DiT, DiTConfig
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
+from tubelet.runtime.cpu import use_fast_attention
+from tubelet.runtime.packs import pack_trial
 
 SIDE = 8192
 """Of the square bf16 product whose rate is the yardstick."""
@@ -29,6 +31,7 @@ def accelerator(settings: Settings) -> Iterator[Figure]:
     """Nothing where there is no such device."""
     if not torch.cuda.is_available():
         return
+    use_fast_attention()
     name = torch.cuda.get_device_name()
     a, b = (torch.randn(SIDE, SIDE, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     rate = 2.0 * SIDE**3 / _seconds(lambda: a @ b, settings)
@@ -194,6 +197,12 @@ def _packing(settings: Settings) -> Iterator[Figure]:
 
         return run
 
+    for dtype in (torch.bfloat16, torch.float32):
+        found = pack_trial(torch.device(DEVICE), dtype)
+        for way, took in found.seconds.items():
+            yield Figure(f"accelerator/packs/{str(dtype).removeprefix('torch.')}/{way}", 1e3 * took, "ms a pack", found.way)
+        for way, why in found.left_out.items():
+            yield Figure(f"accelerator/packs/{str(dtype).removeprefix('torch.')}/{way}", float("nan"), "left out", why)
     packed = _seconds(learn(lambda: network.forward_packed(clips, levels, words)), settings)
     padded = _seconds(learn(lambda: [network(batch, torch.stack(levels), words)]), settings)
     fill = sum(clip.numel() for clip in clips) / batch.numel()

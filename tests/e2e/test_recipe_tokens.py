@@ -16,7 +16,7 @@ from PIL import Image
 from tubelet.codecs.tokenizer import TokenizerConfig
 from tubelet.evaluate.report import make_cases
 from tubelet.evaluate.tasks import MOVING
-from tubelet.recipes import token_models, tokenizers
+from tubelet.recipes import codec_table, token_models, tokenizers
 from tubelet.recipes.tokenizers import (
     BITS,
     TOKENIZERS,
@@ -128,12 +128,40 @@ def test_token_models_at_equal_compute_and_with_a_lent_tokenizer(
     assert "tokenizer.json does not exist" in refused(*words, *settings(f"lent={tmp_path}"))
 
 
+def test_codecs_and_equal_denoisers_on_them(tiny: Path, tmp_path: Path, tubelet: Callable, refused: Callable) -> None:
+    rows = ["causal_conv-t1-c4", "transformer-t4-c4"]
+    words = ["train", "codec-table", "--out", tmp_path, *training("train"), *training("codec_train")]
+    words += settings("size=[32,32]", "frames=5", "clips=4", "codec_clips=4", "n=9", "workers=1", f"text={tiny}")
+    words += settings("width=32", "depth=1", "heads=2", "sampling.steps=2")
+    assert tubelet(*words, *settings(f"rows={json.dumps(rows)}")).code == 0
+    table = table_of(tmp_path)
+    assert list(table) == [*rows, "truth"]
+    one, four = (table[row] for row in rows)
+    assert one["rate"] == pytest.approx(5 * 4 * 4 * 4 / (5 * 32 * 32 * 3))
+    assert four["rate"] == pytest.approx(one["rate"] * 2 / 5), "the first frame alone, then four"
+    for row in (one, four):
+        assert row["psnr"] < 40
+        assert row["encode"] > 0 < row["decode"]
+        assert {"films/caption/colour", "films/law/steady", "law/gravity", "frechet"} <= set(row)
+    assert table["truth"]["films/caption/colour"] == 1
+    assert table["truth"]["caption/colour"] > 0.8, "of so few pixels not all is read"
+    made = (tmp_path / "causal-conv-t1-c4" / "codec" / "latents.safetensors").stat().st_mtime_ns
+    # Another row joins, the others stay as they are.
+    assert tubelet(*words, *settings(f"rows={json.dumps([*rows, 'causal_conv-t2-c4'])}")).code == 0
+    assert list(table_of(tmp_path)) == [*rows, "causal_conv-t2-c4", "truth"]
+    assert (tmp_path / "causal-conv-t1-c4" / "codec" / "latents.safetensors").stat().st_mtime_ns == made
+    for wrong in ("causal_conv-t3-c8", "vae-t1-c8", "causal_conv-t1-c0", "causal_conv"):
+        assert "e.g. causal_conv-t4-c8" in refused(*words, *settings(f"rows={json.dumps([wrong])}"))
+
+
 def test_training_clips_are_of_training_seeds_and_kinds_in_turn() -> None:
     video, captions = clips_of(("fall", "slide"), 4, (32, 32), 2, 8.0, 1)
     assert video.shape == (4, 2, 32, 32, 3)
     assert [("falls" in said[0]["text"]) for said in captions] == [True, False, True, False]
     assert tokenizers.TRAIN_SEED + Tokenizers().clips - 1 in TRAIN_SEEDS
     assert token_models.TRAIN_SEED + token_models.TokenModels().clips - 1 in TRAIN_SEEDS
+    assert codec_table.CODEC_SEED + codec_table.CodecTable().codec_clips - 1 in TRAIN_SEEDS
+    assert codec_table.FILM_SEED + codec_table.CodecTable().clips - 1 in TRAIN_SEEDS
 
 
 def test_what_is_read_of_truth_is_all_of_it() -> None:

@@ -40,7 +40,7 @@ def attention(
     if segments is not None:
         assert mask is None, "a pack is told apart by its segments alone"
         assert not causal, "a pack is told apart by its segments alone"
-        return by_segment(q, k, v, segments)
+        return _pack_backend(q, k, v, segments)
     if causal:
         length, keys = q.shape[-2], k.shape[-2]
         past = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril(keys - length)  # (L, M)
@@ -77,14 +77,30 @@ def by_segment(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     return torch.cat(pieces, dim=2) if pieces else torch.zeros_like(q)
 
 
+def by_mask(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    """A pack in one call under its block-diagonal mask: the reference, which computes every product between samples, too."""
+    assert q.shape[0] == 1, "a pack is one row"
+    if k.shape[-2] == 0:
+        return torch.zeros_like(q)
+    return _backend(q, k, v, segments.mask(q.device))
+
+
 Backend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+PackBackend = Callable[[Tensor, Tensor, Tensor, Segments], Tensor]
 _backend: Backend = fused
+_pack_backend: PackBackend = by_segment
 
 
 def use_backend(backend: Backend) -> None:
     """Replace how attention is computed in this process; `runtime` calls it, the result stays the same."""
     global _backend
     _backend = backend
+
+
+def use_pack_backend(backend: PackBackend) -> None:
+    """The same for packs."""
+    global _pack_backend
+    _pack_backend = backend
 
 
 class SelfAttention(nn.Module):

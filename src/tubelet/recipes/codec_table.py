@@ -3,46 +3,66 @@
 Paper: the trade that latent diffusion (Rombach et al. 2022, section 4.1) asks of every codec, here with laws for FID.
 Command: tubelet train codec-table
 Cost: not measured, the table has not been run yet; `--set rows=[...]` chooses rows.
-Score: none yet; a run writes table.json and table.md in its folder.
+Score: none yet; a run leaves table.json, table.md and sheet.png in its folder.
 
-Equal compute means: `balanced` settings (equal multiply-accumulates per pixel frame), the same clips and the same steps
-for every codec; then one small denoiser of equal width, depth and token count on each codec's latents, again for the same
-steps. A PSNR that looks acceptable may hide a codec through which nothing moves evenly, so the law card of truth through
-the codec stands beside it.
+Equal compute means: `balanced` settings (equal multiply-accumulates per pixel frame), the same mixed clips and the same steps
+for every codec; then one small denoiser of equal width, depth and number of tokens on each codec's latents of the same clips of
+one object, again for the same steps, with the shipped system's frozen words. A PSNR that looks acceptable may hide a codec
+through which nothing moves evenly, so what captions' judge and law card still read of truth through the codec stands beside it.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field, replace
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from tubelet.codecs import CODECS, build_codec
 from tubelet.codecs.base import Codec
-from tubelet.codecs.causal_conv import CausalConvConfig
-from tubelet.codecs.transformer import TransformerConfig
 from tubelet.core.errors import UserError
-from tubelet.core.files import read_json, whole_file, write_json
-from tubelet.core.log import note
-from tubelet.evaluate.report import evaluate_system, truth_figures
-from tubelet.generate.system import load
-from tubelet.models.spacetime import SpacetimeConfig
-from tubelet.recipes.worlds import Clips, WorldsRecipe
+from tubelet.core.files import read_json, write_json
+from tubelet.core.weights import load_module, load_tensors, save_tensors
+from tubelet.data.stream import TensorSource
+from tubelet.evaluate.distance import distances, features
+from tubelet.evaluate.report import Case, evaluate_clips, make_cases, through_codec
+from tubelet.evaluate.tasks import MOVING
+from tubelet.generate.engine import Engine, Sampling
+from tubelet.models.spacetime import Spacetime, SpacetimeConfig
+from tubelet.recipes.lineage import (
+    Figures,
+    Lent,
+    Row,
+    check_kinds,
+    compare,
+    device_of,
+    encode_all,
+    film_denoiser,
+    films,
+    on_sheet,
+    plain,
+    train_codec,
+)
+from tubelet.recipes.tokenizers import clips_of, frozen_text, read_back
+from tubelet.recipes.worlds import foreground_cells
 from tubelet.runtime.device import seconds_per_call
-from tubelet.text.own import OwnTextConfig
 from tubelet.train.loop import TrainConfig
 from tubelet.train.optim import OptimizerConfig
+from tubelet.worlds import foreground
+from tubelet.worlds.constants import KINDS
 
-CODEC_FIGURES = (
-    "codec/psnr",
-    "codec/psnr_foreground",
-    "codec/caption/shape",
-    "codec/law/inertia",
-    "codec/law/gravity",
-    "codec/law/steady",
-)
-FILM_FIGURES = ("caption/colour/in", "caption/shape/in", "caption/event/in", "law/gravity/in", "law/steady/in")
+PATCHES = {1: (4, 2, 2), 2: (2, 2, 2), 4: (1, 2, 2)}
+"""Temporal stride -> the denoiser's patch: four frames and 16 x 16 pixels a token, whatever the codec."""
+CODEC_LAWS = ("inertia", "gravity", "steady")
+FILM_LAWS = ("gravity", "inertia", "steady")
+CODEC_SEED, FILM_SEED = 2_110_000_000, 2_120_000_000
+"""First seeds of the codecs' and the denoisers' clips, among the worlds' training seeds."""
+TRUTH = "truth"
+"""The row of true clips; films cannot score more."""
 
 
 @dataclass(frozen=True)
@@ -53,113 +73,181 @@ class CodecTable:
         *(f"{name}-t{stride}-c8" for name in ("causal_conv", "transformer") for stride in (1, 2, 4)),
         *(f"causal_conv-{row}" for row in ("t1-c4", "t1-c16", "t4-c16")),
     )
-    clips: Clips = field(default_factory=lambda: Clips(codec=3000, codec_frames=17, codec_fps=8.0, denoiser=6000))
+    text: str = "worlds-64"
+    """The system, by name or folder, whose frozen text encoder reads prompts."""
+    size: tuple[int, int] = (64, 64)
+    frames: int = 17
+    fps: float = 8.0
+    codec_kinds: tuple[str, ...] = KINDS
+    codec_clips: int = 2000
     codec_train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=1000, batch=4, warmup=50, optimizer=OptimizerConfig(learning_rate=2e-3, learning_rate_adamw=2e-3)
+            steps=800,
+            batch=4,
+            warmup=50,
+            optimizer=OptimizerConfig(learning_rate=2e-3, learning_rate_adamw=2e-3),
+            checkpoint_minutes=4.0,
         )
     )
-    denoise: TrainConfig = field(default_factory=lambda: TrainConfig(steps=600, batch=64, warmup=60))
-    n: int = 100
-    """Prompts per figure."""
+    kinds: tuple[str, ...] = MOVING
+    """Of the denoisers' clips."""
+    clips: int = 6000
+    width: int = 192
+    depth: int = 6
+    heads: int = 3
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=1500,
+            batch=32,
+            warmup=60,
+            optimizer=OptimizerConfig(learning_rate=4.5e-3, learning_rate_adamw=2e-3),
+            checkpoint_minutes=4.0,
+        )
+    )
+    """Of a denoiser, whose sizes are the three before."""
+    sampling: Sampling = field(default_factory=lambda: Sampling(guidance=2.5, shift=2.0))
+    n: int = 108
+    """Test clips that codecs are measured on, and prompts."""
+    workers: int = 2
 
     def run(self, folder: Path) -> Path:
         """Every row that is not yet measured; returns the table's file. Raises UserError on a row that cannot be."""
-        recipes = {row: self.recipe(row) for row in self.rows}
-        results: dict[str, dict[str, float]] = {}
-        for row, recipe in recipes.items():
-            done = folder / row / "figures.json"
-            if not done.exists():
-                self._share_clips(folder, recipe, folder / row)
-                system = recipe.run(folder / row)
-                if not (system / "system.json").exists():
-                    note("stopped; the same command goes on from there")
-                    return folder
-                write_json(done, self.measure(system, recipe))
-            results[row] = read_json(done)
-        write_json(folder / "table.json", results)
-        with whole_file(folder / "table.md") as temporary:
-            temporary.write_text(markdown(results), encoding="utf-8")
-        note(markdown(results))
-        return folder / "table.md"
-
-    def recipe(self, row: str) -> WorldsRecipe:
-        """The road of one row."""
-        try:
-            name, stride_text, channels_text = row.split("-")
-            stride, channels = int(stride_text.removeprefix("t")), int(channels_text.removeprefix("c"))
-            patch = {1: (4, 2, 2), 2: (2, 2, 2), 4: (1, 2, 2)}[
-                stride
-            ]  # 80 tokens for 17 frames of 64 x 64, whatever the stride
-        except (ValueError, KeyError) as error:
-            raise UserError(
-                f"a row is NAME-tSTRIDE-cCHANNELS with stride 1, 2 or 4, got {row!r}; e.g. causal_conv-t4-c8"
-            ) from error
-        if name not in ("causal_conv", "transformer"):
-            raise UserError(f"there is no codec {name!r}; choose causal_conv or transformer")
-        kernel = 1 if stride == 1 else 3
-        return WorldsRecipe(
-            name=row,
-            clips=self.clips,
-            codec=name,  # type: ignore[arg-type]
-            causal_conv=CausalConvConfig.balanced(stride, channels, kernel),
-            transformer=TransformerConfig.balanced(stride, channels, kernel),
-            codec_train=self.codec_train,
-            denoiser=SpacetimeConfig(width=192, depth=6, heads=3, in_channels=channels, patch=patch, text_width=192),
-            text=OwnTextConfig(vocab_size=1024, width=192, depth=2, heads=3),
-            denoise=replace(self.denoise, compile=False),
-            captions={"short": 1.0},
-        )
-
-    def _share_clips(self, folder: Path, recipe: WorldsRecipe, row: Path) -> None:
-        """Render the codecs' clips once, for all rows."""
-        if not (folder / "render.json").exists():
-            recipe.render(folder)
-            write_json(folder / "render.json", {"render": 0.0})
-        row.mkdir(parents=True, exist_ok=True)
-        if not (row / "clips").exists():
-            (row / "clips").symlink_to((folder / "clips").resolve())
-        write_json(row / "render.json", {"render": 0.0})
-
-    def measure(self, system: Path, recipe: WorldsRecipe) -> dict[str, float]:
-        """Figures of the codec and of the denoiser's films."""
-        whole = load(system)
-        codec = whole.codec
-        truth = truth_figures(self.n, ("in",), codec=codec)
-        films = evaluate_system(whole, self.n, 1, splits=("in",))
-        height, width = recipe.clips.size
-        cells = 1 + (recipe.clips.frames - 1) // codec.strides.t
-        rate = cells * (height // codec.strides.h) * (width // codec.strides.w) * codec.channels
-        return {
-            "rate": rate / (recipe.clips.frames * height * width * 3),
-            **speeds(codec, recipe.clips.frames, height, width),
-            **{name: truth[name] for name in CODEC_FIGURES if name in truth},
-            **{name: films[name] for name in FILM_FIGURES if name in films},
+        check_kinds(self.kinds)
+        work = _Work(self, folder)
+        rows: dict[str, Callable[[Path], Row | None]] = {
+            **{name: functools.partial(work.measured, *parts(name)) for name in self.rows},
+            TRUTH: lambda _: work.truth(),
         }
+        columns = (
+            ("numbers kept", "rate", lambda value: f"1 in {1 / value:.0f}"),
+            ("PSNR", "psnr", plain(1)),
+            ("foreground", "psnr_foreground", plain(1)),
+            ("shape", "caption/shape", plain()),
+            *((law, f"law/{law}", plain()) for law in CODEC_LAWS),
+            ("encodes, clips/s", "encode", plain(0)),
+            ("decodes", "decode", plain(0)),
+            *((f"films: {facet}", f"films/caption/{facet}", plain()) for facet in ("colour", "shape", "event")),
+            *((law, f"films/law/{law}", plain()) for law in FILM_LAWS),
+            ("Frechet", "frechet", plain(1)),
+        )
+        return compare(folder, self, rows, columns, (*self.rows, TRUTH))
+
+
+def parts(row: str) -> tuple[str, int, int]:
+    """A row's codec, temporal stride and channels. Raises UserError on a name that is none."""
+    try:
+        name, stride, channels = row.split("-")
+        found = name, int(stride.removeprefix("t")), int(channels.removeprefix("c"))
+    except ValueError as error:
+        raise UserError(f"a row is NAME-tSTRIDE-cCHANNELS, got {row!r}; e.g. causal_conv-t4-c8") from error
+    if found[0] not in ("causal_conv", "transformer") or found[1] not in PATCHES or found[2] < 1:
+        raise UserError(
+            f"a row's codec is causal_conv or transformer, its stride 1, 2 or 4, its channels at least 1, got {row!r}; "
+            "e.g. causal_conv-t4-c8"
+        )
+    return found
+
+
+class _Work:
+    """What the rows share; clips are rendered when a row first asks for them."""
+
+    def __init__(self, config: CodecTable, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.device = device_of(config.train)
+        self.form = {"size": config.size, "frames": config.frames, "fps": config.fps}
+        self.text = functools.cache(lambda: frozen_text(config.text, self.device))
+        self.codec_clips = functools.cache(lambda: self._clips(config.codec_kinds, config.codec_clips, CODEC_SEED)[0])
+        self.film_clips = functools.cache(lambda: self._clips(config.kinds, config.clips, FILM_SEED))
+
+    @functools.cached_property
+    def seen(self) -> Sequence[Case]:
+        """What codecs are measured on."""
+        return make_cases(self.config.codec_kinds, self.config.n, **self.form)
+
+    @functools.cached_property
+    def asked(self) -> Sequence[Case]:
+        """What denoisers are asked for."""
+        return make_cases(self.config.kinds, self.config.n, **self.form)
+
+    def _clips(self, kinds: Sequence[str], count: int, first: int) -> tuple[Tensor, list[list[dict[str, str]]]]:
+        c = self.config
+        return clips_of(kinds, count, c.size, c.frames, c.fps, c.workers, first)
+
+    def measured(self, name: str, stride: int, channels: int, place: Path) -> Row | None:
+        """Train and measure a codec, then a denoiser on it; None when one of them was stopped."""
+        c = self.config
+        codec = self._codec(name, stride, channels, place / "codec")
+        if codec is None:
+            return None
+        truth = [case.truth for case in self.seen]
+        rate = np.prod(codec.strides.latent_shape(c.frames, *c.size)) * channels / (c.frames * c.size[0] * c.size[1] * 3)
+        figures = {
+            "rate": float(rate),
+            **speeds(codec, c.frames, *c.size),
+            **read_back(np.stack(list(through_codec(codec, truth, c.fps))), self.seen),
+        }
+        lent = Lent(self.folder, codec, self.text(), c.size, c.frames, c.fps)
+        network = functools.partial(SpacetimeConfig, c.width, c.depth, c.heads, channels, PATCHES[stride], self.text().width)
+        torch.manual_seed(c.train.seed)  # the initial weights
+        made = film_denoiser(
+            place / "denoiser", self.text(), Spacetime(network()), lent, self._latents(codec, place / "codec"), c.train
+        )
+        if made is None:
+            return None
+        engine, cost = made
+        filmed, shown = self._films(engine)
+        return Row(figures | filmed | cost, shown)
+
+    def _codec(self, name: str, stride: int, channels: int, place: Path) -> Codec | None:
+        """A row's codec, trained unless it is there already."""
+        how = self.config.codec_train
+        torch.manual_seed(how.seed)  # the initial weights
+        codec = build_codec(name, CODECS[name].config.balanced(stride, channels, 1 if stride == 1 else 3))
+        if (place / "codec.safetensors").exists():
+            load_module(place / "codec.safetensors", codec)
+            return codec.to(self.device).eval()
+        return train_codec(codec, self.codec_clips(), how, place)
+
+    def _latents(self, codec: Codec, place: Path) -> TensorSource:
+        """The denoisers' clips as the codec sees them, kept beside it."""
+        path = place / "latents.safetensors"
+        if not path.exists():
+            video, captions = self.film_clips()
+            weights = torch.stack([foreground_cells(foreground(clip.numpy()), codec.strides) for clip in video])
+            save_tensors(path, {"latent": encode_all(codec.encode, video, self.device).bfloat16(), "foreground": weights})
+            write_json(self.folder / "captions.json", [said[0]["text"] for said in captions])
+        captions = [[{"text": text, "kind": "short"}] for text in read_json(self.folder / "captions.json")]
+        return TensorSource(load_tensors(path), captions, seed=self.config.train.seed, proportions={"short": 1.0})
+
+    def _films(self, engine: Engine) -> tuple[Figures, np.ndarray]:
+        made, _ = films(engine, self.asked, self.config.size, self.config.sampling)
+        return self._judged(made), on_sheet(made)
+
+    def _judged(self, made: np.ndarray) -> Figures:
+        """What films for `asked` show, `films/...`, and their distance from truth."""
+        read = evaluate_clips(list(made), [case.wanted for case in self.asked], self.config.fps)
+        truth = np.stack([case.truth for case in self.asked])
+        return {f"films/{name}": value for name, value in read.items()} | distances(features(truth), features(made))
+
+    def truth(self) -> Row:
+        """What true clips score as a codec's and as a denoiser's."""
+        truth, asked = (np.stack([case.truth for case in cases]) for cases in (self.seen, self.asked))
+        read = {name: value for name, value in read_back(truth, self.seen).items() if not name.startswith("psnr")}
+        judged = {name: value for name, value in self._judged(asked).items() if name.startswith("films/")}
+        return Row(read | judged, on_sheet(asked))
 
 
 @torch.no_grad()
-def speeds(codec: Codec, frames: int, height: int, width: int) -> dict[str, float]:
+def speeds(codec: Codec, frames: int, height: int, width: int) -> Mapping[str, float]:
     """Clips per second that the codec encodes and decodes, eight at a time."""
     first = next(codec.parameters())
     device = first.device
     pixels = torch.zeros(8, 3, frames, height, width, dtype=first.dtype, device=device)
     latents = codec.encode(pixels)
     return {
-        "encode/clips_per_second": 8 / seconds_per_call(lambda: codec.encode(pixels), device, 1.0),
-        "decode/clips_per_second": 8 / seconds_per_call(lambda: codec.decode(latents), device, 1.0),
+        "encode": 8 / seconds_per_call(lambda: codec.encode(pixels), device, 1.0),
+        "decode": 8 / seconds_per_call(lambda: codec.decode(latents), device, 1.0),
     }
-
-
-def markdown(results: dict[str, dict[str, float]]) -> str:
-    """The table as a page holds it."""
-    names = list(dict.fromkeys(name for figures in results.values() for name in figures))
-    head = "| row | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|\n"
-    rows = "".join(
-        f"| {row} | " + " | ".join(f"{figures[n]:.3g}" if n in figures else "" for n in names) + " |\n"
-        for row, figures in results.items()
-    )
-    return f"Measured {time.strftime('%Y-%m-%d')} with `tubelet train codec-table`.\n\n{head}{rows}"
 
 
 def recipe() -> CodecTable:

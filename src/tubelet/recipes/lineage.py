@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from tubelet.codecs.base import Codec
+from tubelet.codecs.losses import CodecObjective, to_pixels
 from tubelet.core.config import to_dict
 from tubelet.core.errors import UserError
 from tubelet.core.files import read_json, whole_file, write_json
 from tubelet.core.log import note, progress
 from tubelet.core.types import Video
-from tubelet.core.weights import load_tensors, save_tensors
+from tubelet.core.weights import load_tensors, save_module, save_tensors
 from tubelet.data.shards import ShardDataset
 from tubelet.data.stream import Source, TensorSource, names_of
 from tubelet.diffusion.paths import SigmaSampling
@@ -38,7 +39,7 @@ from tubelet.generate.system import load
 from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.models.spacetime import Spacetime
 from tubelet.runtime.cpu import accelerate, restore, use_fast_attention
-from tubelet.runtime.device import choose_device
+from tubelet.runtime.device import choose_device, fast_bf16
 from tubelet.text.base import TextEncoder
 from tubelet.train.lineage import FrozenText
 from tubelet.train.loop import Objective, TrainConfig, train
@@ -329,6 +330,33 @@ def engine_of(lent: Lent, model: TextToVideo, chain: Chain, cells: int) -> Engin
     return Engine(
         lent.codec, model.denoiser, model.text, chain.prediction, (1, cells, cells), path=chain.path, levels=chain.levels
     )
+
+
+# Codecs of an experiment's own
+
+
+def train_codec(codec: Codec, video: Tensor, how: TrainConfig, place: Path) -> Codec | None:
+    """A codec trained on uint8 clips `(n, T, H, W, 3)`, its statistics those of their latents, kept as codec.safetensors.
+
+    None when it was stopped.
+    """
+    result = train(codec, CodecObjective(), TensorSource({"video": video}, seed=how.seed), how, place)
+    if not result.finished:
+        return None
+    average = result.ema
+    assert isinstance(average, Codec), "a copy of the model"
+    raw = encode_all(average.encode_raw, video, device_of(how))
+    average.set_statistics(raw.mean((0, 2, 3, 4)).to(average.mean), raw.std((0, 2, 3, 4)).to(average.std))
+    save_module(place / "codec.safetensors", average)
+    return average.eval()
+
+
+@torch.no_grad()
+def encode_all(encode: Callable[[Tensor], Tensor], video: Tensor, device: str, batch: int = 32) -> Tensor:
+    """uint8 clips `(n, T, H, W, 3)` as latents `(n, C, T', h, w)`."""
+    where = torch.device(device)
+    with torch.autocast(where.type, torch.bfloat16, enabled=fast_bf16(where)):
+        return torch.cat([encode(to_pixels(part.to(where))).float().cpu() for part in video.split(batch)])
 
 
 # Films from words, beside what truth scores

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from tubelet.codecs import CODECS, build_codec
 from tubelet.codecs.base import Codec
-from tubelet.codecs.losses import CodecObjective, to_pixels
 from tubelet.codecs.tokenizer import TokenizerConfig, VideoTokenizer, usage
 from tubelet.core.files import read_json, write_json
 from tubelet.core.types import Condition
@@ -50,6 +49,7 @@ from tubelet.recipes.lineage import (
     check_kinds,
     compare,
     device_of,
+    encode_all,
     engine_of,
     film_figures,
     macs,
@@ -57,6 +57,7 @@ from tubelet.recipes.lineage import (
     millions,
     plain,
     scaled,
+    train_codec,
     train_row,
     truth_rows,
 )
@@ -71,9 +72,8 @@ from tubelet.recipes.tokenizers import (
     word_figures,
 )
 from tubelet.runtime.cpu import accelerate
-from tubelet.runtime.device import fast_bf16
 from tubelet.train.lineage import FilmObjective, Recalling
-from tubelet.train.loop import Objective, TrainConfig, train
+from tubelet.train.loop import Objective, TrainConfig
 from tubelet.train.optim import OptimizerConfig
 from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective
 from tubelet.train.tokens import LanguageObjective, MaskedObjective
@@ -235,17 +235,11 @@ class _Work:
         """Train the codec of real latents and encode all clips; None when it was stopped."""
         how = self.config.codec_train
         torch.manual_seed(how.seed)  # the initial weights
-        source = TensorSource({"video": self.clips()[0]}, seed=how.seed)
-        result = train(self._plain_codec(), CodecObjective(), source, how, place)
-        if not result.finished:
+        codec = train_codec(self._plain_codec(), self.clips()[0], how, place)
+        if codec is None:
             return None
-        codec = result.ema
-        assert isinstance(codec, Codec), "a copy of the model"
-        raw = self._encoded(codec.encode_raw)
-        codec.set_statistics(raw.mean((0, 2, 3, 4)).to(codec.mean), raw.std((0, 2, 3, 4)).to(codec.std))
-        save_module(place / "codec.safetensors", codec)
-        self._keep(LATENTS, self._encoded(codec.encode).bfloat16())
-        return codec.eval()
+        self._keep(LATENTS, encode_all(codec.encode, self.clips()[0], self.device).bfloat16())
+        return codec
 
     def _plain_codec(self) -> Codec:
         c = self.words_config
@@ -255,13 +249,6 @@ class _Work:
         codec = self._plain_codec()
         load_module(self.folder / LATENTS / "codec.safetensors", codec)
         return codec.to(self.device).eval()
-
-    @torch.no_grad()
-    def _encoded(self, encode: Callable[[Tensor], Tensor], batch: int = 64) -> Tensor:
-        """All clips as latents `(n, C, T', h, w)`."""
-        device = torch.device(self.device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast_bf16(device)):
-            return torch.cat([encode(to_pixels(part.to(device))).float().cpu() for part in self.clips()[0].split(batch)])
 
     def _keep(self, name: str, values: Tensor) -> None:
         """What a row has made of the clips, so that later rows need not render them."""

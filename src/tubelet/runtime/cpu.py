@@ -24,6 +24,7 @@ from tubelet.nn.attention import CrossAttention, KeyValues, Rope, SelfAttention
 from tubelet.nn.mlp import SwiGLU
 from tubelet.nn.norms import RMSNorm
 from tubelet.nn.packing import Segments
+from tubelet.runtime import packs
 
 LONGEST_AS_PRODUCTS = 1024  # keys; beyond it the score matrix no longer fits the cache and the fused kernel wins
 
@@ -50,8 +51,9 @@ def _softmax(scores: Tensor) -> Tensor:
 
 
 def use_fast_attention() -> None:
-    """Let every attention in the process take the faster way for its device, dtype and length."""
+    """Let every attention in the process take the faster way for its device, dtype and length; packs, too."""
     attention_room.use_backend(attention_as_products)
+    attention_room.use_pack_backend(packs.attend)
 
 
 def accelerate(module: nn.Module) -> nn.Module:

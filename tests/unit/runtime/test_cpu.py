@@ -21,9 +21,10 @@ PACKS = pytest.mark.skipif(not cpu.packs_linears(), reason="this processor keeps
 
 @pytest.fixture(autouse=True)
 def _backend_stays() -> Iterator[None]:
-    before = attention_room._backend
+    before, packs = attention_room._backend, attention_room._pack_backend
     yield
     attention_room.use_backend(before)
+    attention_room.use_pack_backend(packs)
 
 
 def filled(module: nn.Module, seed: int = 0) -> nn.Module:
