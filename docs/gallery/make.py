@@ -68,17 +68,31 @@ TRAINED = {
     "scaling": {"scaling.png": "the same sentences and seeds at each share of compute"},
     "ddpm": {"sheet.png": "pictures of the longer chain"},
     "native-sizes": {"native.png": "trained on own sizes", "square.png": "trained on square crops"},
+    "unclip": {
+        "sheet.png": "pictures for the same prompts",
+        "manipulations.png": "variations, mixtures and steps towards other words",
+    },
+    "unet-or-dit": {"sheet.png": "pictures for the same prompts"},
+    "vdt-conditioning": {"sheet.png": "one beginning, and what each makes of it"},
+    "walt-ablations": {"sheet.png": "one prompt, drawn by each row"},
+    "tokenizers": {"curve.png": "what is kept as the vocabulary grows", "sheet.png": "one clip through each tokenizer"},
+    "token-models": {"sheet.png": "one prompt, drawn by each model"},
+    "cascade": {"sheet.png": "one clip, enlarged in each way"},
+    "sound": {"sheet.png": "sounds as spectrograms, films for a sound"},
+    "codec-table": {"sheet.png": "one prompt, drawn by the denoiser on each codec"},
 }
 """Recipe -> its pictures that docs/lineage.md shows, and what they are of."""
+PAGES = {"codec-table": "codecs.md"}
+"""Where a recipe's table is shown, when it is not docs/lineage.md."""
 
 
 def lineage(runs: Path = Path("runs")) -> None:
     """trained/NAME-PICTURE.png and the tables of docs/lineage.md, for those recipes of `TRAINED` that have been run."""
-    page = HERE.parent / "lineage.md"
-    text = page.read_text(encoding="utf-8")
     for name, pictures in TRAINED.items():
         if not (runs / name / "table.md").exists():
             continue
+        page = HERE.parent / PAGES.get(name, "lineage.md")
+        text = page.read_text(encoding="utf-8")
         parts = [(runs / name / "table.md").read_text(encoding="utf-8")]
         for picture, said in pictures.items():
             copy = HERE / "trained" / f"{name}-{picture.replace('/', '-')}"
@@ -88,8 +102,8 @@ def lineage(runs: Path = Path("runs")) -> None:
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
         before, rest = text.split(begin)
         text = before + begin + "\n".join(parts) + end + rest.split(end)[1]
-    with whole_file(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        with whole_file(page) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 DRAWN = {drawing.__name__: drawing for drawing in (opening, worlds, tasks, lineage)}

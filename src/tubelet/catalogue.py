@@ -20,6 +20,7 @@ from tubelet.models import (
     clip,
     coca,
     dit,
+    glide,
     maskgit,
     navit,
     spacetime,
@@ -71,6 +72,7 @@ MODELS: Mapping[str, ModelEntry] = {
     **_room("VDT-", vdt, vdt.VDT),
     **_room("", unet, unet.UNet),
     **_room("unCLIP-", unclip, unclip.build),
+    **_room("unCLIP-", glide, glide.build),
     **_room("LDM-", image_kl, image_kl.ImageKL),
     **{
         name: ModelEntry(config, magvit2.MAGVIT2, magvit2.example, magvit2.tiny, magvit2.stated)

@@ -25,9 +25,10 @@ SETTINGS = (
     "heads=2",
     "n=3",
     "steps=2",
+    "unclip.width=8",
     *(
         f"{part}.{one}"
-        for part in ("first", "second")
+        for part in ("first", "second", "unclip_train")
         for one in ("steps=2", "batch=2", "warmup=0", "precision=fp32", "progress=false")
     ),
 )
@@ -62,15 +63,17 @@ def test_cascade_stopped_and_resumed(
         if "other truth" in name:
             assert set(row) == {"frechet", "kid"}
             continue
-        assert row["psnr"] > 5
-        assert row["foreground"] > 5
+        # After two updates a network that adds nothing to an enlargement makes noise.
+        least = 2 if "unCLIP" in name else 5
+        assert row["psnr"] > least
+        assert row["foreground"] > least
         assert row["perceptual"] > 0
         if "codec" not in name:
             assert row["seconds"] > 0
-            assert row["psnr/beside"] > 5
+            assert row["psnr/beside"] > least
             assert row["perceptual/beside"] > 0
             assert np.isfinite(row["kid"])
-        assert ("parameters" in row) == ("W.A.L.T" in name)
+        assert ("parameters" in row) == ("W.A.L.T" in name or "unCLIP" in name)
     assert table["4x: W.A.L.T"]["parameters"] > 2 * table["2x: W.A.L.T"]["parameters"] - 1
     assert table["2x: bicubic"]["psnr"] != table["2x: W.A.L.T, one step"]["psnr"]
     assert table["4x: W.A.L.T"]["psnr"] != table["4x: W.A.L.T, no noise added"]["psnr"]

@@ -1,10 +1,8 @@
 """unCLIP (DALL-E 2): a prior turns a caption into a CLIP image embedding, a decoder turns that into an image.
 
 After Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents". Here stand both priors of section
-2.2, one by diffusion and one autoregressive over quantised principal components (`nn.principal`); what the decoder adds to
-its U-Net (section 2.1); and the manipulations of section 3, with `nn.sphere.slerp`. The U-Net, a GLIDE of 3.5 B parameters, is
-not here: `DecoderCondition` returns the timestep embedding and the context that such a network takes. What the upsamplers
-are shown is `nn.degradation`.
+2.2, one by diffusion and one autoregressive over quantised principal components (`nn.principal`), and the manipulations of
+section 3, with `nn.sphere.slerp`. The decoder and the upsamplers, networks of convolutions, are `models.glide`.
 
 Text reaches a prior twice: as states, one for each token, and as CLIP's text embedding. Both are dropped together by
 `drop_text`. Embeddings are unit vectors `(B, E)`; masks are `(B, L)`, True where a token is real. Heads of 64, a context of 77,
@@ -16,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -82,23 +79,7 @@ class AutoregressiveConfig:
             raise UserError(f"the dot product needs at least 2 levels, got {self.dots}; raise dots")
 
 
-@dataclass(frozen=True)
-class DecoderConfig:
-    """Sizes of a `DecoderCondition`; `time` is the width of the U-Net's timestep embedding, `width` that of its context.
-
-    Defaults fit GLIDE (Nichol et al. 2021, section 4.1): 512 channels, so 2048 for the timestep, and text states of 2048.
-    """
-
-    embed: int = 1024
-    time: int = 2048
-    width: int = 2048
-    tokens: int = 4
-
-    def __post_init__(self) -> None:
-        _check_sizes("decoder's condition", self.embed, self.time, self.width, self.tokens)
-
-
-Config = PriorConfig | AutoregressiveConfig | DecoderConfig
+Config = PriorConfig | AutoregressiveConfig
 
 
 def _check_sizes(name: str, *sizes: int) -> None:
@@ -333,56 +314,6 @@ def sample_codes(
     return torch.cat(codes, dim=1)  # (B, K)
 
 
-# The decoder
-
-
-class DecoderInputs(NamedTuple):
-    """What the decoder's U-Net takes: timestep embedding `(B, time)`, context `(B, L + tokens, width)` and its mask."""
-
-    time: Tensor
-    context: Tensor
-    mask: Tensor
-
-
-class DecoderCondition(nn.Module):
-    """How an image embedding enters the decoder's U-Net (section 2.1): two linears, one into its time, one into its text."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.to_time = nn.Linear(config.embed, config.time)
-        self.to_context = nn.Linear(config.embed, config.tokens * config.width)
-        self.init_weights()
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """Fill every parameter: for a module built on the meta device, after `to_empty`."""
-        _init(self)
-
-    def forward(self, image: Tensor, time: Tensor, states: Tensor, mask: Tensor) -> DecoderInputs:
-        """Image embeddings `(B, E)`, the timestep embedding `(B, time)`, text states `(B, L, width)` and their mask `(B, L)`.
-
-        The embedding is added to the time and stands behind the text as `tokens` more states.
-        """
-        c = self.config
-        extra = self.to_context(image).unflatten(1, (c.tokens, c.width))  # (B, tokens, width)
-        context = torch.cat([states, extra], dim=1)  # (B, L + tokens, width)
-        return DecoderInputs(time + self.to_time(image), context, F.pad(mask, (0, c.tokens), value=True))
-
-
-def drop_condition(
-    image: Tensor, mask: Tensor, generator: torch.Generator, image_rate: float = 0.1, caption_rate: float = 0.5
-) -> tuple[Tensor, Tensor]:
-    """Image embeddings `(B, E)`, each zeroed with `image_rate`, and caption masks `(B, L)`, each emptied with `caption_rate`.
-
-    Both independently, so that the decoder sees the caption alone in 5 % of cases. Raises UserError when a rate is outside
-    [0, 1].
-    """
-    no_image = _rows(len(image), image_rate, generator, image.device)[:, None]  # (B, 1)
-    no_caption = _rows(len(mask), caption_rate, generator, mask.device)[:, None]  # (B, 1)
-    return image.masked_fill(no_image, 0.0), mask & ~no_caption
-
-
 # Manipulations
 
 
@@ -423,47 +354,38 @@ def invert(
 
 def build(config: Config) -> nn.Module:
     """The part of unCLIP that a config is of."""
-    if isinstance(config, PriorConfig):
-        return DiffusionPrior(config)
-    return AutoregressivePrior(config) if isinstance(config, AutoregressiveConfig) else DecoderCondition(config)
+    return DiffusionPrior(config) if isinstance(config, PriorConfig) else AutoregressivePrior(config)
 
 
 def tiny(config: Config) -> Config:
     """A config of the same shape, small enough for tests."""
     if isinstance(config, PriorConfig):
         return replace(config, width=32, depth=2, heads=2, embed=12, text_width=16, context=6)
-    if isinstance(config, AutoregressiveConfig):
-        small = replace(config, width=32, depth=2, heads=2, text_width=16, text_depth=1, text_heads=2)
-        return replace(small, embed=12, vocab=50, context=6, components=5, buckets=8, dots=4)
-    return replace(config, embed=12, time=16, width=8)
+    small = replace(config, width=32, depth=2, heads=2, text_width=16, text_depth=1, text_heads=2)
+    return replace(small, embed=12, vocab=50, context=6, components=5, buckets=8, dots=4)
 
 
 def example(config: Config, batch: int = 1) -> tuple[Tensor, ...]:
-    """Random inputs for `forward`, texts as long as the context, or 77 for the decoder's condition."""
+    """Random inputs for `forward`, texts as long as the context."""
     c, B = config, batch
     embeddings = torch.randn(2, B, c.embed)  # (2, B, E)
     image, text = F.normalize(embeddings, dim=-1)  # (B, E) each
     if isinstance(c, PriorConfig):
         mask = torch.ones(B, c.context, dtype=torch.bool)
         return SCALE * image, torch.rand(B) * 999, text, torch.randn(B, c.context, c.text_width), mask
-    if isinstance(c, AutoregressiveConfig):
-        ids, mask = torch.randint(c.vocab, (B, c.context)), torch.ones(B, c.context, dtype=torch.bool)
-        return ids, mask, text, torch.randint(c.dots, (B,)), torch.randint(c.buckets, (B, c.components))
-    return image, torch.randn(B, c.time), torch.randn(B, 77, c.width), torch.ones(B, 77, dtype=torch.bool)
+    ids, mask = torch.randint(c.vocab, (B, c.context)), torch.ones(B, c.context, dtype=torch.bool)
+    return ids, mask, text, torch.randint(c.dots, (B,)), torch.randint(c.buckets, (B, c.components))
 
 
 def stated(config: Config) -> str:
     """The input that `example` makes, in words."""
     if isinstance(config, PriorConfig):
         return f"{config.context} text states of {config.text_width}, text and image embeddings of {config.embed}"
-    if isinstance(config, AutoregressiveConfig):
-        return f"{config.context} text tokens, a text embedding of {config.embed}, {config.components} codes"
-    return f"an image embedding of {config.embed}, 77 text states of {config.width}; without the U-Net"
+    return f"{config.context} text tokens, a text embedding of {config.embed}, {config.components} codes"
 
 
-# Appendix C; the last is the conditioning of the decoder alone.
+# Appendix C.
 SIZES: dict[str, Config] = {
     "Prior": PriorConfig(),
     "AR-Prior": AutoregressiveConfig(),
-    "Condition": DecoderConfig(),
 }

@@ -214,18 +214,19 @@ class UNet(nn.Module):
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, t: Tensor, context: Condition | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, context: Condition | None = None, told: Tensor | None = None) -> Tensor:
         """`x (B, C, H, W)`, step numbers `t (B,)` in [0, 1000), fractions allowed, to `(B, C, H, W)`, or 2C channels.
 
         `context`: token states `(B, M, context)` and mask, exactly where the config has a context. Stable Diffusion was trained
-        with all its 77 tokens in view, padding included: give it a mask of ones. Raises UserError when sides are no multiples
-        of `config.stride` or the shapes do not belong together.
+        with all its 77 tokens in view, padding included: give it a mask of ones. `told (B, 4 * width)` is added to the step's
+        embedding. Raises UserError when sides are no multiples of `config.stride` or the shapes do not belong together.
         """
         c, dtype = self.config, self.conv_in.weight.dtype
-        self._check(x, t, context)
+        self._check(x, t, context, told)
         waves = timestep_waves(t, c.width) if c.context else ddpm_waves(t, c.width)  # (B, width)
+        step = self.step_out(F.silu(self.step_in(waves.to(dtype))))  # (B, 4 * width)
         # Every block reads the embedding behind a SiLU, so that it is taken once.
-        step = F.silu(self.step_out(F.silu(self.step_in(waves.to(dtype)))))  # (B, 4 * width)
+        step = F.silu(step if told is None else step + told.to(dtype))
         if context is not None:
             context = Condition(context.states.to(dtype), context.mask)
         h = self.conv_in(x.to(dtype))  # (B, width, H, W)
@@ -239,7 +240,7 @@ class UNet(nn.Module):
             h = level(h, [skips.pop() for _ in range(c.blocks + 1)], step, context)
         return self.conv_out(F.silu(self.norm_out(h))).to(x.dtype)  # (B, C or 2C, H, W)
 
-    def _check(self, x: Tensor, t: Tensor, context: Condition | None) -> None:
+    def _check(self, x: Tensor, t: Tensor, context: Condition | None, told: Tensor | None) -> None:
         c = self.config
         if x.ndim != 4 or x.shape[1] != c.channels:
             raise UserError(f"this U-Net takes (B, {c.channels}, H, W), got {tuple(x.shape)}; rearrange the images")
@@ -249,6 +250,8 @@ class UNet(nn.Module):
             )
         if t.shape != (len(x),):
             raise UserError(f"{len(x)} images need {len(x)} step numbers, got {tuple(t.shape)}; give one per image")
+        if told is not None and told.shape != (len(x), 4 * c.width):
+            raise UserError(f"what is told must be ({len(x)}, {4 * c.width}), got {tuple(told.shape)}; give one row per image")
         if context is None and c.context:
             raise UserError(f"this U-Net reads a context of width {c.context}; give it token states and their mask")
         if context is not None and not c.context:

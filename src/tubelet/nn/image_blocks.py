@@ -1,17 +1,21 @@
 """Bricks of convolutional image networks: what DDPM's U-Net, Stable Diffusion's and its autoencoder are made of.
 
 Group norm and SiLU before every convolution (Ho et al. 2020, 2006.11239, appendix B); the spatial transformer carries text
-into a U-Net (Rombach et al. 2022, 2112.10752, appendix E.2.1). Statistics are of one image, so that frames which are folded
-into the batch stay apart. Nothing here starts at zero: which last layers do is said by the network.
+into a U-Net (Rombach et al. 2022, 2112.10752, appendix E.2.1), `JointCellAttention` does without a second attention (Nichol et
+al. 2021, 2112.10741, section 4.1). Statistics are of one image, so that frames which are folded into the batch stay apart.
+Nothing here starts at zero: which last layers do is said by the network.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.core.types import Condition
-from tubelet.nn.attention import CrossAttention, SelfAttention
+from tubelet.nn.attention import CrossAttention, SelfAttention, attention
 
 
 class ResBlock(nn.Module):
@@ -51,6 +55,70 @@ class CellAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.attention(self.norm(x).flatten(2).transpose(1, 2))  # (B, H*W, C)
         return x + h.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class ScaledResBlock(nn.Module):
+    """A residual block whose step scales and shifts what the second norm leaves, and which may halve or double the sides.
+
+    Diffusion Models Beat GANs (Dhariwal & Nichol 2021, 2105.05233, section 3, with BigGAN's resampling): the mean of 2 x 2
+    cells, or every cell four times, behind the first activation and on the skip.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        out: int,
+        step: int,
+        *,
+        groups: int = 32,
+        dropout: float = 0.0,
+        resample: Literal["", "down", "up"] = "",
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.norm_in = nn.GroupNorm(groups, width)
+        self.conv_in = nn.Conv2d(width, out, 3, padding=1)
+        self.step = nn.Linear(step, 2 * out)
+        self.norm_out = nn.GroupNorm(groups, out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = nn.Conv2d(out, out, 3, padding=1)
+        self.skip = nn.Conv2d(width, out, 1) if width != out else nn.Identity()
+
+    def forward(self, x: Tensor, step: Tensor) -> Tensor:
+        """`x (B, C, H, W)`, the embedding `step (B, D)` behind its SiLU, to `(B, out, H, W)`, sides halved or doubled."""
+        h = self.conv_in(self._resampled(F.silu(self.norm_in(x))))
+        scale, shift = self.step(step)[:, :, None, None].chunk(2, dim=1)  # (B, out, 1, 1) each
+        h = self.norm_out(h) * (1 + scale) + shift
+        return self.skip(self._resampled(x)) + self.conv_out(self.dropout(F.silu(h)))
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2)  # (B, C, H/2, W/2)
+        return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.resample else x  # (B, C, 2H, 2W)
+
+
+class JointCellAttention(nn.Module):
+    """The cells of an image look at each other and at a context in one softmax, as a residual, over `(B, C, H, W)`."""
+
+    def __init__(self, width: int, heads: int, context: int, groups: int = 32) -> None:
+        super().__init__()
+        assert width % heads == 0, f"width {width} does not divide into {heads} heads"
+        self.heads = heads
+        self.norm = nn.GroupNorm(groups, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.context = nn.Linear(context, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Condition) -> Tensor:
+        """`x (B, C, H, W)`; token states `(B, M, context)` and their mask, True where a token may be looked at."""
+        B, C, H, W = x.shape
+        cells = self.norm(x).flatten(2).transpose(1, 2)  # (B, H*W, C)
+        q, k, v = self.qkv(cells).view(B, H * W, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # 3 x (B, N, H*W, d)
+        kv = self.context(context.states).view(B, context.states.shape[1], 2, self.heads, -1)  # (B, M, 2, N, d)
+        told_k, told_v = kv.permute(2, 0, 3, 1, 4)  # 2 x (B, N, M, d)
+        seen = F.pad(context.mask, (0, H * W), value=True)[:, None, None]  # (B, 1, 1, M + H*W)
+        h = attention(q, torch.cat([told_k, k], dim=2), torch.cat([told_v, v], dim=2), mask=seen)  # (B, N, H*W, d)
+        return x + self.out(h.transpose(1, 2).reshape(B, H * W, C)).transpose(1, 2).unflatten(2, (H, W))
 
 
 class GEGLU(nn.Module):

@@ -1,6 +1,6 @@
 """cascade: 64 to 128 to 256 pixels by two stages of super-resolution, against plain resizing.
 
-Paper: W.A.L.T (Gupta et al. 2023), section 3.5; noise augmentation: Ho et al. 2021, "Cascaded Diffusion Models".
+Paper: W.A.L.T (Gupta et al. 2023), section 3.5; noise augmentation: Ho et al. 2021, "Cascaded Diffusion Models"; DALL-E 2.
 Command: tubelet train cascade
 Cost: not measured, it has not been run yet; sized for twenty-five minutes on two cores. It needs a system, the shipped one by
 default, and renders its own clips.
@@ -12,7 +12,9 @@ shows: those of `footage`, or, as no real film lies here, textures with the spec
 trained on the worlds alone and work in pixels: the codec, trained at the smallest size, loses more at the larger ones than
 resizing does (rows "truth through the codec"). A stage adds to a bicubic enlargement, so "bicubic" is where it begins. One step
 of the same networks gives the mean of all that could be there; "no noise added" shows the second stage the first one's film as
-it is. The perceptual distance is between the fixed features of `evaluate.distance` of a film and of its truth.
+it is. DALL-E 2's upsampler (Ramesh et al. 2022, section 2.1), convolutions trained on crops beside blurred pictures, knows no
+film and goes to four times the size at once. The perceptual distance is between the fixed features of `evaluate.distance` of a
+film and of its truth.
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ from tubelet.core.errors import UserError
 from tubelet.core.types import Video
 from tubelet.core.weights import load_module, save_module
 from tubelet.data.stream import TensorSource
-from tubelet.diffusion.paths import VPLinear, zero_terminal_snr
+from tubelet.diffusion.paths import Cosine, VPLinear, zero_terminal_snr
 from tubelet.evaluate.distance import distances, features
 from tubelet.evaluate.fidelity import foreground, foreground_psnr, psnr
 from tubelet.evaluate.report import make_cases, through_codec, world_of
 from tubelet.generate.system import System, load
 from tubelet.media.decode import decode_uint8
+from tubelet.models.glide import ADM, ADMConfig
 from tubelet.models.walt import WALT, WALTConfig
 from tubelet.recipes.lineage import Figures, Row, compare, device_of, millions, plain
 from tubelet.recipes.worlds import Job, in_memory
@@ -45,6 +48,7 @@ from tubelet.runtime.cpu import accelerate
 from tubelet.train.classify import as_pixels
 from tubelet.train.loop import TrainConfig, train
 from tubelet.train.optim import OptimizerConfig
+from tubelet.train.unclip import Upsampler, UpsamplerObjective
 from tubelet.train.upscaling import Stage, UpscaleObjective
 from tubelet.worlds.constants import KINDS
 
@@ -58,8 +62,9 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 STAGES, ONE_STEP, BARE = "W.A.L.T", "W.A.L.T, one step", "W.A.L.T, no noise added"
+UNCLIP = "unCLIP, frame by frame"
 CODEC, OTHER = "truth through the codec", "other truth"
-WAYS = {2: (*FILTERS, STAGES, ONE_STEP, CODEC, OTHER), 4: (*FILTERS, STAGES, ONE_STEP, BARE, CODEC, OTHER)}
+WAYS = {2: (*FILTERS, STAGES, ONE_STEP, CODEC, OTHER), 4: (*FILTERS, STAGES, ONE_STEP, BARE, UNCLIP, CODEC, OTHER)}
 """How films are made twice and four times as high and wide, and what truth scores."""
 ROWS = tuple(f"{factor}x: {way}" for factor, ways in WAYS.items() for way in ways)
 TEXTURES, SHOWN = 16, 5
@@ -94,6 +99,13 @@ class Cascade:
     """Tokens of a window's side."""
     first: TrainConfig = field(default_factory=lambda: _training(450, 12))
     second: TrainConfig = field(default_factory=lambda: _training(350, 3))
+    unclip: ADMConfig = field(
+        default_factory=lambda: ADMConfig(
+            width=16, multipliers=(1, 2, 4), blocks=1, attention=(), seen=3, learn_sigma=False, groups=8
+        )
+    )
+    """DALL-E 2's upsampler, which goes from the smallest pictures to the largest at once."""
+    unclip_train: TrainConfig = field(default_factory=lambda: _training(600, 32))
     augmentation: int = 50
     """Training noises the smaller film to a step below this one."""
     shown: int = 10
@@ -122,7 +134,13 @@ class Cascade:
                 return Row(_against(tests.truth(factor), made), _cut_out(tests.truth(factor), made))
             enlarge = functools.partial(resized, factor=factor, how=way)
             figures: Figures = {}
-            if way not in FILTERS:
+            if way == UNCLIP:
+                upsampler = self._upsampler(system, folder)
+                if upsampler is None:
+                    return None
+                enlarge = functools.partial(cascaded, stages=[upsampler], steps=self.steps, shown=0)
+                figures["parameters"] = float(sum(p.numel() for p in upsampler.parameters()))
+            elif way not in FILTERS:
                 stages = [stage(number) for number in range(1, factor // 2 + 1)]
                 ready = [one for one in stages if one is not None]
                 if len(ready) < len(stages):
@@ -180,7 +198,7 @@ class Cascade:
         torch.manual_seed(config.seed)  # the initial weights
         stage = Stage(WALT(self.network(number, system.config.size)), zero_terminal_snr(VPLinear()))
         if not path.exists():
-            low, high = self._pairs(number, system)
+            low, high = self._pairs(2 ** (number - 1), 2**number, system)
             some = slice(0, 256)
             stage.scale.fill_(float(stage.missing(as_pixels(low[some]), as_pixels(high[some])).std()))
             source = TensorSource({"low": low, "high": high}, seed=config.seed)
@@ -195,10 +213,31 @@ class Cascade:
             accelerate(stage)
         return stage
 
-    def _pairs(self, number: int, system: System) -> tuple[Tensor, Tensor]:
-        """Training clips before and after a stage, uint8 `(n, T, H, W, 3)` and `(n, T, 2H, 2W, 3)`."""
+    def _upsampler(self, system: System, folder: Path) -> Upsampler | None:
+        """unCLIP's upsampler, trained when its file is not there; None where that was stopped."""
+        config, path = self.unclip_train, folder / "unclip.safetensors"
+        torch.manual_seed(config.seed)  # the initial weights
+        model = Upsampler(ADM(self.unclip), Cosine())
+        if not path.exists():
+            pairs = self._pairs(1, 4, system)
+            low, high = (films.flatten(0, 1)[:, None] for films in pairs)  # (n*T, 1, h, w, 3) each: frames as pictures
+            result = train(
+                model,
+                UpsamplerObjective(),
+                TensorSource({"low": low, "high": high}, seed=config.seed),
+                config,
+                folder / "unclip",
+            )
+            if not result.finished:
+                return None
+            save_module(path, result.ema)
+        load_module(path, model)
+        return model.to(system.device).eval()
+
+    def _pairs(self, small: int, large: int, system: System) -> tuple[Tensor, Tensor]:
+        """Training clips of two sizes, multiples of the system's, uint8 `(n, T, h, w, 3)` and `(n, T, H, W, 3)`."""
         both = []
-        for factor in (2 ** (number - 1), 2**number):
+        for factor in (small, large):
             size = system.config.size[0] * factor, system.config.size[1] * factor
             kinds = [self.kinds[place % len(self.kinds)] for place in range(self.clips)]
             jobs = [
@@ -222,14 +261,15 @@ def resized(clips: np.ndarray, factor: int, how: str) -> np.ndarray:
     return np.stack(frames).reshape(*clips.shape[:2], H * factor, W * factor, 3)
 
 
-def cascaded(clips: np.ndarray, stages: Sequence[Stage], steps: int, shown: int, batch: int = 8) -> np.ndarray:
+def cascaded(clips: np.ndarray, stages: Sequence[Stage | Upsampler], steps: int, shown: int, batch: int = 8) -> np.ndarray:
     """uint8 clips `(n, T, H, W, 3)` through stages one after the other; those after the first see films noised to `shown`."""
     parts = []
     for begin in range(0, len(clips), batch):
-        film = as_pixels(torch.from_numpy(clips[begin : begin + batch])).to(stages[0].scale.device)
+        film = as_pixels(torch.from_numpy(clips[begin : begin + batch])).to(next(stages[0].parameters()).device)
         rngs = [torch.Generator().manual_seed(begin + place) for place in range(len(film))]
         for place, stage in enumerate(stages):
-            film = stage.upscale(film, rngs, steps, shown if place else 0)
+            noised = {"shown": shown} if place and isinstance(stage, Stage) else {}
+            film = stage.upscale(film, rngs, steps, **noised)
         parts.append(Video(film, 1.0).to_uint8())
     return np.concatenate(parts)
 

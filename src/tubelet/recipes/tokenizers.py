@@ -8,7 +8,7 @@ Score: none yet; a run leaves table.json, table.md, sheet.png and curve.png in i
 Clips of one object, 9 frames of 64 x 64 pixels in two seconds, become 9 x 8 x 8 words of 2^6 to 2^14. All rows see the same
 clips for the same multiply-accumulates, in the two codecs' balanced sizes, with no discriminator; LFQ and VQ have the same
 penalties. Beside PSNR stands what the law card and the captions' judge still read of truth, and how much of the vocabulary
-test clips use. Equal masked models on the smallest and the largest LFQ vocabulary say whether more words are harder to
+test clips use. Equal masked models on the smallest and the largest vocabulary of each say whether more words are harder to
 generate. In the paper VQ reconstructs better and generates worse as its vocabulary grows, LFQ does both better (ImageNet FID
 2.65 with VQ, 2.48 with LFQ, 1.34 with 2^18 words), and the causal CNN is far ahead (FVD on UCF-101 96, C-ViViT 438).
 """
@@ -90,7 +90,7 @@ class Tokenizers:
 
     rows: tuple[str, ...] = tuple(TOKENIZERS)
     """Which are trained; what truth and its median frame score always stands beside them."""
-    generators: tuple[str, ...] = ("LFQ, 2^6", "LFQ, 2^14")
+    generators: tuple[str, ...] = ("LFQ, 2^6", "LFQ, 2^14", "VQ, 2^6", "VQ, 2^14")
     """On which of them a masked model is trained."""
     text: str = "worlds-64"
     """The system, by name or folder, whose frozen text encoder the masked models read prompts with."""

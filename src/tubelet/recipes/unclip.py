@@ -47,11 +47,10 @@ from tubelet.generate.engine import Engine, Sampling
 from tubelet.generate.layouts import Chain
 from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.models.clip import CLIP, CLIPConfig
+from tubelet.models.glide import DecoderCondition, DecoderConfig
 from tubelet.models.unclip import (
     AutoregressiveConfig,
     AutoregressivePrior,
-    DecoderCondition,
-    DecoderConfig,
     DiffusionPrior,
     PriorConfig,
     dot_level,

@@ -1,4 +1,4 @@
-"""What unCLIP's parts learn by and how they are asked: two priors of image embeddings, and a decoder that reads one.
+"""What unCLIP's parts learn by and how they are asked: two priors of image embeddings, a decoder that reads one, upsamplers.
 
 After Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents" (2204.06125), section 2. Here an
 embedding goes with its words as one more token in front of them (`told`): a caption's embedding where a prior is asked, an
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,18 +23,14 @@ from tubelet.diffusion.objectives import denoiser
 from tubelet.diffusion.paths import Cosine, VariancePreserving, spaced_sigmas
 from tubelet.diffusion.solvers import SOLVERS
 from tubelet.generate.engine import Sampling
-from tubelet.models.unclip import (
-    SCALE,
-    AutoregressivePrior,
-    DecoderCondition,
-    DiffusionPrior,
-    drop_condition,
-    drop_text,
-    prior_loss,
-)
+from tubelet.models.glide import ADM, DecoderCondition, drop_condition
+from tubelet.models.unclip import SCALE, AutoregressivePrior, DiffusionPrior, drop_text, prior_loss
 from tubelet.models.unet import UNet
+from tubelet.nn.conv import fold_frames, unfold_frames
+from tubelet.nn.degradation import aligned_crops, bsr, gaussian_blur
 from tubelet.text.base import TextEncoder
 from tubelet.text.bpe import PAD, Tokenizer
+from tubelet.train.classify import as_pixels
 from tubelet.train.contrasting import read
 from tubelet.train.lineage import read_words
 from tubelet.train.text_to_video import TextToVideo
@@ -104,9 +100,7 @@ class Decoder(nn.Module):
         """Noised `x (B, C, H, W)`, steps `t (B,)`, image embeddings `(B, E)`, words to noise and variance `(B, 2C, H, W)`."""
         nothing = image.new_zeros(len(x), self.condition.config.time)  # (B, time)
         given = self.condition(image, nothing, words.states, words.mask)
-        # The room's U-Net takes a step and words alone; the embedding joins the step where that leaves its last linear.
-        with self.unet.step_out.register_forward_hook(lambda _, __, step: step + given.time):
-            return self.unet(x, t, Condition(given.context, given.mask))
+        return self.unet(x, t, Condition(given.context, given.mask), given.time)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +124,70 @@ class DecoderObjective:
         words = Condition(words.states, mask)
         x = batch["latent"][:, :, 0]  # (B, C, h, w)
         return hybrid_loss(lambda z, t: decoder.picture(z, t, image, words), x, rng, decoder.path)
+
+
+# The upsamplers
+
+
+class Upsampler(nn.Module):
+    """An upsampler (section 2.1): an `ADM` of convolutions alone that makes pictures `ratio` times as high and wide.
+
+    Every frame of a film is a picture of its own. `corrupt`: what training shows, "blur" (64 to 256 pixels) or "bsr" (beyond).
+    """
+
+    def __init__(
+        self, network: ADM, path: VariancePreserving, ratio: int = 4, corrupt: Literal["blur", "bsr"] = "blur"
+    ) -> None:
+        super().__init__()
+        self.network, self.path, self.ratio, self.corrupt = network, path, ratio, corrupt
+
+    def shown(self, low: Tensor, rng: torch.Generator) -> Tensor:
+        """Small pictures `(B, 3, h, w)` in [-1, 1] as training shows them."""
+        return gaussian_blur(low) if self.corrupt == "blur" else bsr(low, rng)
+
+    @torch.no_grad()
+    def upscale(self, low: Tensor, rngs: Sequence[torch.Generator], steps: int = 27) -> Tensor:
+        """Films `(B, 3, T, H, W)` in [-1, 1] `ratio` times as high and wide, each by noise of its own generator.
+
+        `steps` of DDIM, whose estimates are cut to [-1, 1]; the paper takes 27, and 15 for the second upsampler. Raises
+        UserError for steps that the chain does not have.
+        """
+        B, C, T, H, W = low.shape
+        large = (T, C, H * self.ratio, W * self.ratio)
+        z = torch.cat([torch.randn(large, generator=rng) for rng in rngs]).to(low)  # (B*T, 3, H', W')
+        seen = fold_frames(low)  # (B*T, 3, H, W)
+
+        def network(z: Tensor, sigma: Tensor, _: None) -> Tensor:
+            return self.network(z, self.path.told_step(sigma), seen)[:, :C]
+
+        denoise = denoiser(network, "eps", self.path)
+        levels = spaced_sigmas(self.path, steps)
+        made = SOLVERS["ddim"].solve(lambda z, sigma: denoise(z, sigma, None).clamp(-1, 1), z, levels, path=self.path)
+        return unfold_frames(made, B).clamp(-1, 1)  # (B, 3, T, H', W')
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpsamplerObjective:
+    """The noise of random crops of pictures, seen beside the same places of corrupted smaller ones.
+
+    `(model, batch, rng) -> losses` with an `Upsampler`; a batch has uint8 pictures `low (B, 1, h, w, 3)` and
+    `high (B, 1, ratio h, ratio w, 3)`.
+    """
+
+    share: int = 4
+    """A crop's side is the picture's divided by this."""
+
+    def __call__(self, model: Upsampler, batch: dict[str, Any], rng: torch.Generator) -> dict[str, Tensor]:
+        """Returns "loss", with learned variances also its parts "simple" and "vlb", as `hybrid_loss`."""
+        low, high = (as_pixels(batch[name])[:, :, 0] for name in ("low", "high"))  # (B, 3, h, w), (B, 3, H, W)
+        low, high = aligned_crops(model.shown(low, rng), high, rng, self.share)
+        if model.network.config.learn_sigma:
+            return hybrid_loss(lambda z, t: model.network(z, t, low), high, rng, model.path)
+        t = torch.randint(len(model.path), (len(high),), generator=rng, device=rng.device).to(high.device)
+        n = torch.randn(high.shape, generator=rng, device=rng.device).to(high.device)
+        sigma = model.path.sigma_of_step(t)
+        alpha, noise = (value.float().view(-1, 1, 1, 1) for value in (model.path.alpha(sigma), model.path.noise(sigma)))
+        return {"loss": F.mse_loss(model.network(alpha * high + noise * n, t, low).float(), n)}
 
 
 # The diffusion prior

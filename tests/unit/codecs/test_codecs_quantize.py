@@ -1,7 +1,4 @@
-"""Signs, tokens and entropies against dense arithmetic over every word of small vocabularies.
-
-`vector_quantize_pytorch.LFQ` is not installed here; the reference is written out below, independently of the factorisation.
-"""
+"""Signs, tokens and entropies against dense arithmetic over every word of small vocabularies, and against another's."""
 
 from __future__ import annotations
 
@@ -38,6 +35,35 @@ def dense(z: Tensor, temperature: float) -> Tensor:
 
 def entropy(p: Tensor) -> Tensor:
     return torch.special.entr(p).sum(-1)
+
+
+# Parity
+
+
+def reversed_bits(ids: Tensor, bits: int) -> Tensor:
+    """Tokens whose bits are read from the other end."""
+    return sum(((ids >> i) & 1) << (bits - 1 - i) for i in range(bits))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_equals_vector_quantize_pytorch_with_gradients(bits: int, temperature: float) -> None:
+    """Theirs counts from the most significant bit, and cuts probabilities at 1e-5, which so small latents do not reach."""
+    from vector_quantize_pytorch import LFQ
+
+    theirs = LFQ(dim=bits, codebook_size=2**bits, entropy_loss_weight=1.0, commitment_loss_weight=1.0).train()
+    a, b = (latents(3 * 20, bits, 0.2).view(3, 20, bits).requires_grad_() for _ in range(2))
+    (signs, ids, loss), parts = theirs(a, inv_temperature=1 / temperature, return_loss_breakdown=True)
+    assert torch.equal(quantize(b), signs)
+    assert torch.equal(reversed_bits(to_ids(b), bits), ids)
+    assert torch.equal(to_signs(reversed_bits(ids, bits), bits), theirs.indices_to_codes(ids))
+    ours = penalties(b, temperature)
+    torch.testing.assert_close(token_entropy(b, temperature), parts.per_sample_entropy, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(batch_entropy(b, temperature), parts.batch_entropy, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours["commitment"], parts.commitment, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ours["entropy"] + ours["commitment"], loss, atol=2e-5, rtol=1e-4)
+    (grad_a,), (grad_b,) = (torch.autograd.grad(one, [z]) for one, z in ((loss, a), (sum(ours.values()), b)))
+    torch.testing.assert_close(grad_b, grad_a, atol=1e-6, rtol=1e-3)
 
 
 # Signs and tokens

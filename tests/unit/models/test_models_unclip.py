@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import PriorTransformer
-from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,13 +18,10 @@ from tubelet.models.unclip import (
     SIZES,
     AutoregressiveConfig,
     AutoregressivePrior,
-    DecoderCondition,
-    DecoderConfig,
     DiffusionPrior,
     PriorConfig,
     build,
     dot_level,
-    drop_condition,
     drop_text,
     example,
     fit_dots,
@@ -77,7 +73,6 @@ def test_counts_agree_with_arithmetic_and_with_the_paper(counted: dict[str, int]
     text = 24 * block(W) + 49_408 * W + 77 * W + 2 * W
     around = (W + 1) * D + (E + 1) * D + 2 * 1024 * D + (77 + 1 + 319) * D + 2 * D + (D + 1) * 1024
     assert counted["AR-Prior"] == text + 24 * block(D) + around
-    assert counted["Condition"] == (E + 1) * (2048 + 4 * 2048)
 
 
 def test_multiply_accumulates_agree_with_arithmetic() -> None:
@@ -96,13 +91,12 @@ def test_multiply_accumulates_agree_with_arithmetic() -> None:
 
 
 def test_sizes_are_the_published_ones() -> None:
-    prior, ar, decoder = SIZES["Prior"], SIZES["AR-Prior"], SIZES["Condition"]
+    prior, ar = SIZES["Prior"], SIZES["AR-Prior"]
     assert isinstance(prior, PriorConfig)
     assert isinstance(ar, AutoregressiveConfig)
-    assert isinstance(decoder, DecoderConfig)
     assert (prior.width, prior.depth, prior.embed) == (2048, 24, 1024)
     assert (ar.text_width, ar.text_depth, ar.width, ar.depth) == (2048, 24, 1664, 24)
-    assert (ar.components, ar.buckets, decoder.tokens) == (319, 1024, 4)
+    assert (ar.components, ar.buckets) == (319, 1024)
     assert SCALE == 17.2
     assert stated(prior) == "77 text states of 1024, text and image embeddings of 1024"
 
@@ -112,9 +106,7 @@ def test_examples_have_the_stated_shapes(name: str) -> None:
     config = tiny(SIZES[name])
     with torch.no_grad():
         out = build(config)(*example(config, 2))
-    shape = out.context.shape if isinstance(config, DecoderConfig) else out.shape
-    expected = {"Prior": (2, 12), "AR-Prior": (2, 5, 8), "Condition": (2, 81, 8)}
-    assert shape == expected[name]
+    assert out.shape == {"Prior": (2, 12), "AR-Prior": (2, 5, 8)}[name]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +116,6 @@ def test_examples_have_the_stated_shapes(name: str) -> None:
         lambda: PriorConfig(heads=3),
         lambda: AutoregressiveConfig(components=1025),
         lambda: AutoregressiveConfig(dots=1),
-        lambda: DecoderConfig(tokens=0),
     ],
 )
 def test_sizes_that_do_not_fit_are_told(make: Any) -> None:
@@ -357,43 +348,6 @@ def test_sampling_with_a_cache_is_sampling_without(ar: AutoregressivePrior) -> N
         slow[:, k] = torch.multinomial(chances, 1, generator=g)[:, 0]
     assert torch.equal(codes, slow)
     assert torch.equal(sample_codes(ar, *inputs, rng(9), dot), sample_codes(ar, *inputs, rng(9), dot))
-
-
-# The decoder
-
-
-def test_the_condition_is_that_of_diffusers() -> None:
-    """Theirs also projects the text, and puts the tokens first, channels slowest."""
-    torch.manual_seed(0)
-    theirs = UnCLIPTextProjModel(clip_embeddings_dim=12, time_embed_dim=16, cross_attention_dim=8)
-    ours = DecoderCondition(DecoderConfig(embed=12, time=16, width=8))
-    to_time, to_context = theirs.clip_image_embeddings_project_to_time_embeddings, theirs.clip_extra_context_tokens_proj
-    ours.to_time.load_state_dict(to_time.state_dict())
-    order = torch.arange(32).view(8, 4).T.flatten()
-    ours.to_context.load_state_dict({name: value[order] for name, value in to_context.state_dict().items()})
-    image, time, states = unit(2, 12), torch.randn(2, 16), torch.randn(2, 7, 12)
-    context, added = theirs(
-        image_embeddings=image,
-        prompt_embeds=torch.zeros(2, 12),
-        text_encoder_hidden_states=states,
-        do_classifier_free_guidance=False,
-    )
-    mask = torch.arange(7) < torch.tensor([[7], [3]])
-    out = ours(image, time, context[:, 4:], mask)
-    torch.testing.assert_close(out.time, time + added - theirs.embedding_proj.bias, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(out.context, torch.cat([context[:, 4:], context[:, :4]], dim=1), atol=1e-6, rtol=1e-5)
-    assert out.mask.sum(1).tolist() == [11, 7]
-    assert out.mask[:, -4:].all()
-
-
-def test_image_and_caption_are_dropped_independently() -> None:
-    image, mask = unit(40_000, 4), torch.ones(40_000, 3, dtype=torch.bool)
-    kept, left = drop_condition(image, mask, rng(2))
-    no_image, no_caption = kept.eq(0).all(1), ~left.any(1)
-    assert torch.equal(kept[~no_image], image[~no_image])
-    assert torch.equal(left.any(1), left.all(1))
-    shares = [x.float().mean().item() for x in (no_image, no_caption, no_image & ~no_caption)]
-    assert shares == pytest.approx([0.1, 0.5, 0.05], abs=0.01)
 
 
 # The upsamplers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,14 +12,13 @@ from torch import Tensor, nn
 
 from tubelet.core.types import Condition
 from tubelet.diffusion.hybrid import hybrid_loss
-from tubelet.diffusion.paths import VPLinear
+from tubelet.diffusion.paths import Cosine, VPLinear
 from tubelet.generate.engine import Sampling
+from tubelet.models.glide import ADM, ADMConfig, DecoderCondition, DecoderConfig
 from tubelet.models.unclip import (
     SCALE,
     AutoregressiveConfig,
     AutoregressivePrior,
-    DecoderCondition,
-    DecoderConfig,
     DiffusionPrior,
     PriorConfig,
 )
@@ -33,6 +33,8 @@ from tubelet.train.unclip import (
     DecoderObjective,
     Prepared,
     PriorObjective,
+    Upsampler,
+    UpsamplerObjective,
     draw,
     heard,
     ids_and_mask,
@@ -222,3 +224,72 @@ def test_codes_are_learned_from_captions_as_clip_reads_them() -> None:
         model.out.weight.zero_()
         model.out.bias.zero_()
     assert CodesObjective(tokenizer=tokenizer)(model, batch, rng())["loss"].item() == pytest.approx(2.0794, abs=1e-3)
+
+
+# The upsamplers
+
+
+def upsampler(corrupt: str = "blur", **changed: Any) -> Upsampler:
+    torch.manual_seed(0)
+    config = ADMConfig(width=16, multipliers=(1, 2), blocks=1, attention=(), seen=3, groups=8, learn_sigma=False)
+    return filled(Upsampler(ADM(replace(config, **changed)), Cosine(), corrupt=corrupt)).eval()  # type: ignore[arg-type]
+
+
+class SeesThrough(nn.Module):
+    """A network that knows the picture, and keeps what it was shown."""
+
+    def __init__(self, picture: Tensor) -> None:
+        super().__init__()
+        self.picture, self.asked = picture, []
+
+    def forward(self, z: Tensor, t: Tensor, low: Tensor) -> Tensor:
+        self.asked.append(low)
+        sigma = Cosine().sigma_of_step(t)[0]
+        return (z - Cosine().alpha(sigma).float() * self.picture) / Cosine().noise(sigma).float()
+
+
+def test_an_upsampler_makes_the_picture_that_its_network_sees_in_the_noise() -> None:
+    model, g = upsampler(), rng(1)
+    film = torch.rand(2, 3, 3, 4, 6, generator=g) * 2 - 1
+    large = torch.rand(6, 3, 16, 24, generator=g) * 2 - 1
+    model.network = SeesThrough(large)  # type: ignore[assignment]
+    made = model.upscale(film, [rng(0), rng(1)], steps=4)
+    torch.testing.assert_close(made, large.view(2, 3, 3, 16, 24).transpose(1, 2), atol=1e-4, rtol=1e-4)
+    assert len(model.network.asked) == 4
+    frames = film.transpose(1, 2).flatten(0, 1)
+    assert all(torch.equal(seen, frames) for seen in model.network.asked), "as it is: corruption is for training"
+
+
+def test_every_film_is_enlarged_by_its_own_noise() -> None:
+    model = upsampler()
+    film = torch.rand(2, 3, 2, 4, 4, generator=rng(1)) * 2 - 1
+    both = model.upscale(film, [rng(3), rng(4)], steps=2)
+    assert both.shape == (2, 3, 2, 16, 16)
+    assert both.abs().max() <= 1
+    torch.testing.assert_close(model.upscale(film[1:], [rng(4)], steps=2), both[1:], atol=1e-5, rtol=0)
+    assert (model.upscale(film, [rng(5), rng(4)], steps=2) - both)[0].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("learn_sigma", [False, True])
+@pytest.mark.parametrize("corrupt", ["blur", "bsr"])
+def test_an_upsampler_learns_from_crops(corrupt: str, learn_sigma: bool) -> None:
+    model = upsampler(corrupt, learn_sigma=learn_sigma)
+    g = rng(2)
+    batch = {
+        "low": torch.randint(0, 256, (2, 1, 32, 32, 3), generator=g, dtype=torch.uint8),
+        "high": torch.randint(0, 256, (2, 1, 128, 128, 3), generator=g, dtype=torch.uint8),
+    }
+    seen: list[tuple[torch.Size, torch.Size]] = []
+    model.network.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0].shape, inputs[2].shape)))
+    losses = UpsamplerObjective()(model, batch, rng(3))
+    assert set(losses) == ({"loss", "simple", "vlb"} if learn_sigma else {"loss"})
+    assert seen[0] == (torch.Size((2, 3, 32, 32)), torch.Size((2, 3, 8, 8)))
+    value = float(losses["loss"].detach())
+    losses["loss"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    with torch.no_grad():
+        again, other = (float(UpsamplerObjective()(model, batch, rng(seed))["loss"]) for seed in (3, 4))
+    assert again == value != other, "all chance is the generator's"
+    blurred = model.shown(torch.randn(1, 3, 16, 16, generator=rng(5)), rng(6))
+    assert blurred.shape == (1, 3, 16, 16)
+    assert blurred.std() < 0.9
