@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tubelet
-from tubelet.core.files import whole_file
+from tubelet.core.files import read_json, whole_file
 from tubelet.evaluate.tasks import TASKS, Bench
 from tubelet.media.encode import save
 from tubelet.media.sheet import contact_sheet, save_sheet
@@ -91,22 +92,73 @@ def lineage(runs: Path = Path("runs")) -> None:
     for name, pictures in TRAINED.items():
         if not (runs / name / "table.md").exists():
             continue
-        page = HERE.parent / PAGES.get(name, "lineage.md")
-        text = page.read_text(encoding="utf-8")
         parts = [(runs / name / "table.md").read_text(encoding="utf-8")]
         for picture, said in pictures.items():
             copy = HERE / "trained" / f"{name}-{picture.replace('/', '-')}"
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(runs / name / picture, copy)
             parts.append(f"![{said}](gallery/trained/{copy.name})\n")
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
-        before, rest = text.split(begin)
-        text = before + begin + "\n".join(parts) + end + rest.split(end)[1]
-        with whole_file(page) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        _between(name, "\n".join(parts), HERE.parent / PAGES.get(name, "lineage.md"))
 
 
-DRAWN = {drawing.__name__: drawing for drawing in (opening, worlds, tasks, lineage)}
+SYSTEMS = {
+    "DDPM (hybrid), pictures, no words": ("ddpm", "hybrid"),
+    "latent diffusion's U-Net, pictures": ("unet-or-dit", "U-Net"),
+    "DALL-E 2 (prior, best of two), pictures": ("unclip", "diffusion prior, best of two"),
+    "DiT (adaLN-Zero), pictures": ("unet-or-dit", "DiT, adaLN-Zero"),
+    "VDT (concatenation), films from their beginning": ("vdt-conditioning", "token concatenation"),
+    "MAGVIT-v2 (masked model), films": ("token-models", "masked model"),
+    "W.A.L.T, films": ("token-models", "W.A.L.T"),
+    "VideoPoet (language model), films": ("token-models", "language model"),
+    "spacetime in small, films": ("token-models", "spacetime"),
+    "true films, as these": ("token-models", "truth"),
+}
+"""What stands in the table of all systems -> the recipe whose run measured it, and the row there."""
+MEASURED: dict[str, tuple[tuple[str, ...], str]] = {
+    "colour": (("colour/in",), ".2f"),
+    "shape": (("shape/in",), ".2f"),
+    "size": (("size/in",), ".2f"),
+    "direction": (("direction/in",), ".2f"),
+    "event": (("event/in",), ".2f"),
+    "Frechet": (("frechet", "frechet/250"), ".1f"),
+    "KID": (("kid", "kid/250"), ".2f"),
+    "inertia": (("law/inertia",), ".2f"),
+    "gravity": (("law/gravity",), ".2f"),
+    "steady": (("law/steady",), ".2f"),
+    "s a clip": (("seconds", "seconds/250"), ".2f"),
+    "parameters": (("parameters",), "M"),
+    "MACs": (("macs",), "M"),
+}
+"""Column -> the figure's names in a run's table, the first that is there, and how it is written."""
+
+
+def systems(runs: Path = Path("runs")) -> None:
+    """The one table of all systems that make something, in docs/lineage.md, of the recipes of `SYSTEMS` that have been run."""
+    lines = ["| | " + " | ".join(MEASURED) + " |", "|---" * (len(MEASURED) + 1) + "|"]
+    for name, (recipe, row) in SYSTEMS.items():
+        if (runs / recipe / "table.json").exists():
+            figures = read_json(runs / recipe / "table.json")[row]
+            cells = [_written(figures, names, how) for names, how in MEASURED.values()]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    _between("systems", "\n".join(lines) + "\n", HERE.parent / "lineage.md")
+
+
+def _written(figures: Mapping[str, float], names: Sequence[str], how: str) -> str:
+    found = next((figures[name] for name in names if name in figures), None)
+    if found is None:
+        return ""
+    return f"{found / 1e6:.1f} M" if how == "M" else format(found, how)
+
+
+def _between(name: str, text: str, page: Path) -> None:
+    """Put `text` between the markers of `name` on a page."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    with whole_file(page) as temporary:
+        temporary.write_text(before + begin + text + end + rest.split(end)[1], encoding="utf-8")
+
+
+DRAWN = {drawing.__name__: drawing for drawing in (opening, worlds, tasks, lineage, systems)}
 
 if __name__ == "__main__":
     for drawing in sys.argv[1:] or DRAWN:

@@ -145,6 +145,13 @@ def test_walt_ablations_stopped_and_resumed(
     assert counts["base"] < counts["rank 32"]
     assert counts["base"] == counts["no self-conditioning"] == counts["no zero terminal SNR"]
     assert table["rank 32"]["parameters"] > table["base"]["parameters"]
+    large = {name: table[name]["large/macs"] for name in rows}
+    assert large["base"] < large["windows of whole frames"] < large["full attention"]
+    assert large["full attention"] / large["base"] > counts["full attention"] / counts["base"], (
+        "windows save more where there is more"
+    )
+    assert all(table[name]["large/seconds"] > 0 for name in rows)
+    assert {"law/steady"} <= set(table["base"]) & set(table["truth"])
     assert "direction/in" in table["truth"]
     assert sheet_rows(tmp_path) == len(table)
     assert "frames can be left out" in refused(*words, "--set", "every=0")

@@ -32,7 +32,7 @@ from tubelet.diffusion.paths import SigmaSampling
 from tubelet.evaluate.caption import follow
 from tubelet.evaluate.distance import distances, features
 from tubelet.evaluate.reading import Reading
-from tubelet.evaluate.report import Case, through_codec
+from tubelet.evaluate.report import Case, evaluate_clips, through_codec
 from tubelet.generate.engine import Engine, Request, Sampling
 from tubelet.generate.layouts import Chain
 from tubelet.generate.system import load
@@ -297,7 +297,7 @@ def macs(denoiser: nn.Module, lent: Lent, frames: int, known: int = 0, prompt: s
 
 
 @torch.no_grad()
-def macs_of(network: nn.Module, *inputs: Any) -> float:
+def macs_of(network: Callable[..., Any], *inputs: Any) -> float:
     """Multiply-accumulates of one forward."""
     # torch counts the fused attention of every device but the CPU.
     fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
@@ -410,6 +410,20 @@ def facet_figures(clips: Sequence[np.ndarray], cases: Sequence[Case], facets: Se
     return {f"{facet}/{split}": float(np.mean(values)) for facet, values in right.items()}
 
 
+LAWS_SHOWN = ("inertia", "gravity", "steady")
+
+
+def law_figures(clips: Sequence[np.ndarray], cases: Sequence[Case]) -> Figures:
+    """`law/LAW`: the share of uint8 clips `(T, H, W, 3)` of a law's kinds that keep it; empty for pictures.
+
+    Few frames a second hide motion from the card: what truth scores stands in its row.
+    """
+    if len(cases[0].truth) == 1:
+        return {}
+    found = evaluate_clips(clips, [case.wanted for case in cases], cases[0].fps)
+    return {f"law/{law}": found[f"law/{law}"] for law in LAWS_SHOWN if f"law/{law}" in found}
+
+
 def truth_rows(
     lent: Lent, cases: Mapping[str, Sequence[Case]], others: Sequence[Case], facets: Sequence[str]
 ) -> dict[str, Callable[[Path], Row]]:
@@ -425,6 +439,7 @@ def truth_rows(
         figures: Figures = {}
         for split, several in cases.items():
             figures |= facet_figures(list(clips[split]), several, facets, split)
+        figures |= law_figures(list(clips[first]), cases[first])
         return Row(figures | distances(features(another), features(clips[first])), on_sheet(clips[first]))
 
     def coded(_: Path) -> Row:
@@ -445,7 +460,7 @@ def film_figures(
     sampling: Sampling,
     facets: Sequence[str],
 ) -> tuple[Figures, np.ndarray]:
-    """Facets of every split, distances of the first from its truth, seconds a film; and what stands on the sheet."""
+    """Facets of every split; of the first its distances from truth, laws and seconds a film; and what stands on the sheet."""
     figures: Figures = {}
     shown: np.ndarray | None = None
     for split, several in cases.items():
@@ -453,7 +468,7 @@ def film_figures(
         figures |= facet_figures(list(made), several, facets, split)
         if shown is None:
             truth = np.stack([case.truth for case in several])
-            figures |= {**distances(features(truth), features(made)), "seconds": seconds}
+            figures |= {**distances(features(truth), features(made)), "seconds": seconds, **law_figures(list(made), several)}
             shown = on_sheet(made)
     assert shown is not None, "at least one split"
     return figures, shown

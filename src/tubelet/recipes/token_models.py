@@ -177,6 +177,7 @@ class TokenModels:
         }
         columns = (
             *((f"{facet}, {split.replace('_', '-')}", f"{facet}/{split}", plain()) for split in SPLITS for facet in FACETS),
+            ("steady", "law/steady", plain()),
             ("Frechet", "frechet", plain(1)),
             ("KID", "kid", plain()),
             ("s a film", "seconds", plain(3)),

@@ -52,6 +52,7 @@ from tubelet.recipes.lineage import (
     compare,
     device_of,
     facet_figures,
+    law_figures,
     macs_of,
     millions,
     on_sheet,
@@ -308,6 +309,7 @@ def word_figures(
         if not shown:
             truth = np.stack([case.truth for case in several])
             figures |= {**distances(features(truth), features(made)), "seconds": timings["words"] / len(several)}
+            figures |= law_figures(list(made), several)
             shown.append(on_sheet(made))
     return figures, shown[0]
 

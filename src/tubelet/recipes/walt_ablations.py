@@ -9,7 +9,7 @@ Films from words, of every fourth frame of clips with one object; all rows see t
 windows of all frames and half of each side, corrections of rank 2, its last estimate in nine of ten steps, and a chain whose
 last step is pure noise. Its held-out loss is of v on a row's own chain: that of the row without zero terminal SNR does not
 compare with the others. In the paper (FVD on UCF-101, base 60.7): full attention 59.9 at 0.6 of the speed, rank 256 52.5,
-no self-conditioning 109.9, no zero terminal SNR 91.0.
+no self-conditioning 109.9, no zero terminal SNR 91.0. What channels of the latent do is asked by codec-table.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tubelet.generate.engine import Sampling
 from tubelet.generate.layouts import Chain
 from tubelet.models.walt import WALT, WALTConfig
 from tubelet.recipes.lineage import (
+    Figures,
     Lent,
     Row,
     borrow,
@@ -39,11 +40,13 @@ from tubelet.recipes.lineage import (
     film_row,
     latents,
     macs,
+    macs_of,
     millions,
     plain,
     train_row,
     truth_rows,
 )
+from tubelet.runtime.device import seconds_per_call
 from tubelet.train.lineage import FilmObjective, Recalling
 from tubelet.train.loop import TrainConfig
 from tubelet.train.optim import OptimizerConfig
@@ -58,6 +61,8 @@ ROWS = (
     "no zero terminal SNR",
 )
 """Each but the first changes one thing of it."""
+LARGE = 4
+"""So many times the height and width, what windows save is counted and timed, too: at 80 tokens it is next to nothing."""
 OTHERS = 1_000_000
 """Test seeds from here on are truth that no prompt is made of."""
 
@@ -115,12 +120,14 @@ class WALTAblations:
             result = train_row(place, model, objective, source()(self.train.seed), self.train)
             # As it samples: all words, and always an estimate where there is one.
             asked = FilmObjective(text_drop=0.0, self_conditioning=1.0)
-            return film_row(result, lent, chain, self.patch, cases, self.sampling, FACETS, asked, cost)
+            row = film_row(result, lent, chain, self.patch, cases, self.sampling, FACETS, asked, cost)
+            return None if row is None else Row(row.figures | self.large(name, lent, len(frames)), row.shown)
 
         rows: dict[str, Callable[[Path], Row | None]] = {name: functools.partial(trained, name) for name in ROWS}
         truth = truth_rows(lent, cases, others, FACETS)
         columns = (
             *((facet, f"{facet}/in", plain()) for facet in FACETS),
+            ("steady", "law/steady", plain()),
             ("Frechet", "frechet", plain(1)),
             ("KID", "kid", plain()),
             ("held-out loss", "loss", plain(4)),
@@ -128,8 +135,26 @@ class WALTAblations:
             ("MACs", "macs", millions),
             ("training, s", "train_seconds", plain(0)),
             ("s a film", "seconds", plain(3)),
+            (f"MACs, {LARGE} x the side", "large/macs", lambda value: f"{value / 1e9:.1f} G"),
+            ("s a forward", "large/seconds", plain(3)),
         )
         return compare(folder, self, {**rows, **truth}, columns, (*self.rows, *truth))
+
+    def large(self, name: str, lent: Lent, frames: int) -> Figures:
+        """What a forward costs on films of `LARGE` times the height and width, windows as much larger; weights are random."""
+        config = self.network(name, lent, frames)
+        frames, *sides = config.grid
+        wide = {"grid": config.grid, "frame": config.frame, "window": config.window}
+        wide = {key: (*shape[:-2], *(LARGE * side for side in shape[-2:])) for key, shape in wide.items()}
+        network = WALT(replace(config, **wide)).to(lent.device).eval()
+        z = torch.zeros(1, config.channels, frames, *(LARGE * self.patch * side for side in sides), device=lent.device)
+        t, text = torch.full((1,), 500.0, device=lent.device), lent.text.encode(["a large red ball bounces once"])
+
+        @torch.no_grad()
+        def forward() -> None:
+            network(z, t, text=text)
+
+        return {"large/macs": macs_of(forward), "large/seconds": seconds_per_call(forward, lent.device, 5.0)}
 
     def network(self, name: str, lent: Lent, frames: int) -> WALTConfig:
         """The sizes of a row's network."""
