@@ -83,7 +83,7 @@ class VDTConditioning:
     vdt: VDTConfig = field(default_factory=lambda: VDTConfig(width=192, depth=6, heads=3, patch=2, in_channels=8, classes=1))
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=1600,
+            steps=900,
             batch=24,
             warmup=50,
             optimizer=OptimizerConfig(learning_rate=3e-3, learning_rate_adamw=1e-3),
