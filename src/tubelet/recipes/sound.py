@@ -146,9 +146,9 @@ class SoundRecipe:
     """How often each task is trained."""
     language_train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=1000,
+            steps=450,
             batch=32,
-            warmup=60,
+            warmup=40,
             optimizer=OptimizerConfig(learning_rate=3e-3, learning_rate_adamw=2e-3),
             checkpoint_minutes=4.0,
         )
