@@ -6,13 +6,27 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROMPT ?= A large blue ball drops and bounces twice.
 MINUTES ?= 60
+CPU_TORCH := https://download.pytorch.org/whl/cpu
 
 .PHONY: demo test soak lint types bench docs clean
+
+# The registry's torch for Linux on x86 brings CUDA along, some gigabytes. Where there is no card, PyTorch's own CPU build of it
+# is tried first, unless pip or uv is told where packages come from; TORCH_INDEX=URL takes another build, TORCH_INDEX= none.
+define install_torch
+$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' && exit; \
+index=$$TORCH_INDEX; \
+if test -z "$${TORCH_INDEX+set}" && test "$$(uname -sm)" = "Linux x86_64" \
+	&& ! ls /dev/nvidiactl /dev/kfd /dev/dxg 2>/dev/null | grep -q . && ! env | grep -q '^UV_' \
+	&& ! $(BIN)/python -m pip config list 2>/dev/null | grep -q 'index\|find-links'; then index=$(CPU_TORCH); fi; \
+test -z "$$index" || $(PIP) install --no-deps --retries 0 --timeout 5 --index-url "$$index" \
+	"$$(grep '^torch' constraints.txt)" >/dev/null 2>&1 || true
+endef
 
 # Runtime only: what a person who wants a film needs.
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "tubelet needs Python 3.11 or newer on the PATH; install it and run make again"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(install_torch)
 	@$(PIP) install -c constraints.txt -e .
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""Clips of mixed sizes, forward and backward: one packed row against a padded batch and against one by one."""
+"""Clips of mixed sizes, forward and backward: one packed row against a padded batch, one by one, and buckets of one size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def packing(settings: Settings) -> Iterator[Figure]:
         order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(0)).tolist()
         pack = sorted(fill_packs(tokens, order, BUDGET)[0], key=lambda i: -tokens[i])
         with attention(attention_as_products):
-            seconds = compare(_contestants([sizes[i] for i in pack], bf16), settings)
+            seconds = compare(_contestants([sizes[i] for i in pack], list(dict(mix)), bf16), settings)
         real = sum(tokens[i] for i in pack)
         many = tokens * 500
         packs = fill_packs(many, torch.randperm(len(many), generator=torch.Generator().manual_seed(0)).tolist(), BUDGET)
@@ -45,11 +45,25 @@ def packing(settings: Settings) -> Iterator[Figure]:
             f"packing/{name}/padded", seconds["padded"] / seconds["packed"], "x as fast", "a batch padded to the largest"
         )
         yield Figure(f"packing/{name}/one_by_one", seconds["one_by_one"] / seconds["packed"], "x as fast", "each clip alone")
+        full = sum(_count(size) * math.prod(size) // 4 for size in dict(mix))
+        yield Figure(
+            f"packing/{name}/buckets",
+            real / seconds["packed"] * seconds["buckets"] / full,
+            "x as many tokens a second",
+            f"a batch of each size, {BUDGET} tokens or just below",
+        )
         empty = 1 - sum(many) / (BUDGET * len(packs))
         yield Figure(f"packing/{name}/padding", empty, "of the budget", f"packs of {BUDGET} tokens", "< 0.02")
 
 
-def _contestants(sizes: list[tuple[int, int, int]], bf16: bool) -> dict[str, Callable[[], None]]:
+def _count(size: tuple[int, int, int]) -> int:
+    """How many clips of a size a bucket's batch holds."""
+    return BUDGET // (math.prod(size) // 4)
+
+
+def _contestants(
+    sizes: list[tuple[int, int, int]], buckets: list[tuple[int, int, int]], bf16: bool
+) -> dict[str, Callable[[], None]]:
     torch.manual_seed(0)
     model = Spacetime(CONFIG).train()
     clips = [torch.randn(CONFIG.in_channels, *size) for size in sizes]
@@ -83,4 +97,14 @@ def _contestants(sizes: list[tuple[int, int, int]], bf16: bool) -> dict[str, Cal
                 out = model(clip[None], levels[i][None], words[i : i + 1])
             learn([out])
 
-    return {"packed": packed, "padded": padded, "one_by_one": one_by_one}
+    batches = [torch.randn(_count(size), CONFIG.in_channels, *size) for size in buckets]
+    most = max(len(batch) for batch in batches)
+    many = Condition(torch.randn(most, WORDS, CONFIG.text_width), torch.ones(most, WORDS, dtype=torch.bool))
+
+    def in_buckets() -> None:
+        for batch in batches:
+            with autocast():
+                out = model(batch, torch.rand(len(batch)), many[: len(batch)])
+            learn([out])
+
+    return {"packed": packed, "padded": padded, "one_by_one": one_by_one, "buckets": in_buckets}

@@ -80,7 +80,7 @@ MODELS: Mapping[str, ModelEntry] = {
     },
     **_room("MAGVIT2-", maskgit, maskgit.MaskGIT),
     **_room("WALT-", walt, walt.WALT),
-    **_room("VideoPoet-", videopoet, videopoet.VideoPoet),
+    **_room("VideoPoet-", videopoet, videopoet.build),
 }
 
 

@@ -7,17 +7,22 @@ killed.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
+import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pytest
 import uvicorn
 from PIL import Image
 
@@ -29,8 +34,19 @@ from tubelet.serve.records import Asset, Claim, Job
 from tubelet.serve.store import Store
 
 if TYPE_CHECKING:
-    from playwright.sync_api import BrowserContext, Locator, Page, Request
+    from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request
 
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine: apt-get install chromium")
 PATIENCE = 60_000
 """Milliseconds that the page is given to show what it should."""
 STEPS, FRAMES, SIDE, FPS = 8, 17, 64, 8.0
@@ -111,8 +127,8 @@ class Worker(threading.Thread):
         self.jobs.finish(claim, self.media.put(self.store), {**FACTS, "text": "A red disc falls on a pale floor.", "seed": 1})
 
 
-def config_of(folder: Path, **settings: Any) -> ServeConfig:
-    return ServeConfig(folder, read_systems(["worlds-64"]), poll=0.05, **settings)
+def config_of(folder: Path, systems: Sequence[str | Path] = ("worlds-64",), **settings: Any) -> ServeConfig:
+    return ServeConfig(folder, read_systems(systems), poll=0.05, **settings)
 
 
 def server_of(jobs: Jobs, store: Store, config: ServeConfig) -> uvicorn.Server:
@@ -175,13 +191,28 @@ class Stage:
     def films(self) -> list[Job]:
         return list(self.jobs.page(None, limit=100, order="asc").jobs)
 
-    def make(self, request: dict[str, Any]) -> None:
-        """A film, without the worker; `request`: what it has of its own."""
+    def make(self, request: dict[str, Any], parent: str | None = None) -> str:
+        """The id of a new film, made here unless the worker is quicker; `request`: what it has of its own."""
         asked = {"task": "create", "prompt": WORDS, "system": "worlds-64", "size": [SIDE, SIDE], "seed": 3}
-        self.jobs.create({**asked, **request})
+        job, _ = self.jobs.create({**asked, **request}, parent=parent)
         claim = self.jobs.claim("before")
-        assert claim is not None
-        assert self.jobs.finish(claim, self.media.put(self.store), FACTS)
+        if claim is not None:
+            assert self.jobs.finish(claim, self.media.put(self.store), FACTS)
+        for _ in range(PATIENCE // 50):
+            if next(film for film in self.films() if film.id == job.id).state == "completed":
+                return job.id
+            time.sleep(0.05)
+        raise AssertionError("the film was never made")
+
+
+@contextlib.contextmanager
+def browser() -> Iterator[Browser]:
+    """A real browser; the test is skipped where nothing can drive it."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    with api.sync_playwright() as player:
+        opened = player.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
 
 
 @dataclass
@@ -195,6 +226,14 @@ class Visit:
     """What was asked for and not answered yet; the stream of events never is, and what a player reads is up to the player."""
     outage: bool = False
     """The server is away on purpose: failed requests are no problem."""
+
+    @classmethod
+    def of(cls, browser: Browser, address: str, **settings: Any) -> Visit:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce", **settings})
+        context.add_init_script(
+            "document.addEventListener('securitypolicyviolation', (e) => console.error(e.violatedDirective, e.blockedURI))"
+        )
+        return cls(context, address)
 
     def open(self, place: str = "") -> Page:
         page = self.context.new_page()

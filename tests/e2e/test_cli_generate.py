@@ -56,6 +56,27 @@ def test_the_expansion_is_shown_and_can_be_refused(tubelet, tiny: Path, tmp_path
     assert "read as" not in said.out
 
 
+def test_words_that_are_not_read_are_told_of(tubelet, tiny: Path, tmp_path: Path) -> None:
+    said = tubelet("generate", "happy days " * 300, "--system", tiny, "--out", tmp_path / "a.gif")
+    assert said.code == 0, said.err
+    assert said.err == "warning: these are more words than the model reads; the last ones do not count\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "a brush paints a red line, a blue line, a green line and a yellow line",
+        "a red star falls",
+        "a red ball bounces three times",
+    ],
+)
+def test_what_the_worlds_cannot_show_is_read_as_it_is(tubelet, tiny: Path, tmp_path: Path, words: str) -> None:
+    said = tubelet("generate", words, "--system", tiny, "--out", tmp_path / "a.gif")
+    assert said.code == 0, said.err
+    assert "read as" not in said.out
+    assert read_settings(tmp_path / "a.gif")["text"] == words
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".webp", ".gif", ".png"])
 def test_like_makes_it_again_byte_for_byte(tubelet, tiny: Path, tmp_path: Path, suffix: str) -> None:
     first, second = tmp_path / f"first{suffix}", tmp_path / f"second{suffix}"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from tubelet.cli.films import Generate
 from tubelet.generate.clip import read_settings
+from tubelet.generate.system import load
 from tubelet.media.decode import decode_uint8
 from tubelet.media.encode import save
 
@@ -34,6 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask = np.zeros((32, 32), np.uint8)
     mask[8:16, 8:24] = 255
     Image.fromarray(mask).save(folder / "mask.png")
+    strokes = np.repeat(mask[..., None], 4, 2)
+    Image.fromarray(strokes, "RGBA").save(folder / "mask_strokes.png")
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(folder / "small_mask.png")
     moving = np.zeros((8, 32, 32, 3), np.uint8)
     moving[2:, :8] = 255
@@ -93,6 +98,77 @@ def test_only_what_is_kept_is_read(tubelet, tiny: Path, folder: Path, tmp_path: 
         assert gap(pixels(out)[where], kept) < NEAR
 
 
+def test_what_is_kept_ends_with_the_picture_not_with_the_sound(tubelet, tiny: Path, folder: Path, tmp_path: Path) -> None:
+    known, path = pixels(folder / "film.mp4"), tmp_path / "sound.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=8, options={"crf": "8"})
+        video.height, video.width, video.pix_fmt = 32, 32, "yuv420p"
+        hum = container.add_stream("libopus", rate=48000, layout="mono")
+        for number in range(200):  # four seconds
+            block = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), format="s16", layout="mono")
+            block.sample_rate, block.pts = 48000, 960 * number
+            container.mux(hum.encode(block))
+        for frame in known.astype(np.uint8):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for stream in (hum, video):
+            container.mux(stream.encode(None))
+    said = tubelet("extend", path, WORDS, "--system", tiny, "--frames", 2, "--keep", 0.375, "--out", tmp_path / "a.mp4")
+    assert said.code == 0, said.err
+    assert gap(pixels(tmp_path / "a.mp4")[:3], known[-3:]) < NEAR
+
+
+def test_a_picture_is_one_frame(tubelet, tiny: Path, folder: Path, tmp_path: Path) -> None:
+    first, alpha = folder / "first.png", folder / "alpha.png"
+    for words, frames in {
+        ("extend", first, WORDS, "--frames", 4): 5,
+        ("extend", first, WORDS, "--frames", 4, "--keep", 0.5): 5,
+        ("connect", first, alpha, WORDS, "--frames", 3): 5,
+        ("edit", first, WORDS): 1,
+        ("edit", first, WORDS, "--frames", 3): 3,
+        ("inpaint", first, WORDS, "--box", "8,8,16,24"): 1,
+        ("outpaint", first, WORDS, "--size", "32x64"): 1,
+        ("generate", WORDS, "--refine-from", first, "--size", "48x48"): 1,
+    }.items():
+        said = tubelet(*words, "--system", tiny, "--out", tmp_path / "a.mp4")
+        assert (said.code, said.err) == (0, ""), words
+        assert len(pixels(tmp_path / "a.mp4")) == frames, words
+
+
+@pytest.mark.parametrize(
+    "words", [("edit", WORDS), ("inpaint", WORDS, "--box", "8,8,16,24"), ("outpaint", WORDS, "--size", "32x64")]
+)
+def test_what_is_left_out_of_a_long_film_is_said(tubelet, tiny: Path, folder: Path, tmp_path: Path, words) -> None:
+    call = (words[0], folder / "film.mp4", *words[1:], "--system", tiny, "--out", tmp_path / "a.mp4")
+    said = tubelet(*call)
+    assert said.code == 0
+    assert said.err.startswith("warning: only the first 5 of the 8 frames of")
+    assert "--frames" in said.err
+    assert said.err.count("\n") == 1
+    assert tubelet(*call, "--frames", 5).err == "", "who says how many knows"
+    assert tubelet(*call, "--frames", 8).err == ""
+
+
+def test_what_is_too_long_is_refused_before_it_is_read(
+    refused, tubelet, tiny: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tubelet.generate.engine.GREATEST_PIXELS", 12 * 32 * 32)
+    film, end = folder / "film.mp4", ("--system", tiny, "--out", tmp_path / "a.mp4")
+    assert tubelet("extend", film, WORDS, "--frames", 7, "--keep", 0.5, *end).code == 0
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr("tubelet.media.decode.decode", read)
+    for said in (
+        refused("extend", film, WORDS, "--frames", 7, *end),
+        refused("extend", film, WORDS, "--frames", 7, "--keep", 60, *end),
+    ):
+        assert "film.mp4 is too long: a film of 15 frames of 32x32" in said
+        assert "--keep" in said
+    assert "a film of 19 frames" in refused("connect", film, folder / "other.gif", WORDS, "--frames", 3, *end)
+    assert "--frames" in refused("generate", WORDS, "--refine-from", film, "--size", "64x64", *end)
+
+
 def test_one_film_leads_to_another(tubelet, tiny: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.mp4"
     said = tubelet("connect", folder / "film.mp4", folder / "other.gif", WORDS, "--system", tiny, "--frames", 3, "--out", out)
@@ -107,6 +183,7 @@ def test_one_film_leads_to_another(tubelet, tiny: Path, folder: Path, tmp_path: 
     ("how", "made"),
     [
         (("--mask", "mask.png"), np.s_[:, 8:16, 8:24]),
+        (("--mask", "mask_strokes.png"), np.s_[:, 8:16, 8:24]),
         (("--mask", "mask.mp4"), np.s_[2:, :8]),
         (("--box", "8,8,16,24"), np.s_[:, 8:16, 8:24]),
         (("--box", "8,8,16,24", "--during", "1,3"), np.s_[1:3, 8:16, 8:24]),
@@ -130,6 +207,14 @@ def test_more_is_painted_around_a_film(tubelet, tiny: Path, folder: Path, tmp_pa
     assert said.code == 0, said.err
     assert pixels(out).shape == (5, 32, 64, 3)
     assert gap(pixels(out)[:, :, 16:48], pixels(folder / "film.mp4")[:5]) < NEAR
+
+
+def test_a_large_film_is_made_to_lie_in_the_canvas(tubelet, tiny: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.mp4"
+    said = tubelet("outpaint", folder / "tall.mp4", WORDS, "--system", tiny, "--size", "32x32", "--frames", 3, "--out", out)
+    assert said.code == 0, said.err
+    known = decode_uint8(folder / "tall.mp4", fps=8.0, frames=3, size=(32, 16), fit="stretch")[0].astype(int)
+    assert gap(pixels(out)[:, :, 8:24], known) < NEAR
 
 
 def test_a_storyboard_follows_its_shots(tubelet, tiny: Path, folder: Path, tmp_path: Path) -> None:
@@ -166,6 +251,28 @@ def test_a_small_film_is_made_large(tubelet, tiny: Path, tmp_path: Path) -> None
     assert gap(pixels(large), pixels(plain)) > 1
 
 
+def test_a_film_of_any_shape_is_fitted_before_it_is_refined(tubelet, tiny: Path, folder: Path, tmp_path: Path) -> None:
+    odd = np.random.RandomState(0).randint(0, 256, (5, 34, 58, 3)).astype(np.uint8)
+    save(odd, tmp_path / "odd.mp4", 8.0)
+    system, paths = load(tiny), {"odd": tmp_path / "odd.mp4", "tall": folder / "tall.mp4", "film": folder / "film.mp4"}
+    for name, size, fitted in (
+        ("odd", "48x96", (32, 64)),
+        ("odd", "96x192", (32, 64)),
+        ("tall", "96x48", (64, 32)),  # of this shape already
+        ("film", "64x64", (32, 32)),
+        ("film", "16x16", (16, 16)),
+        ("film", "48x80", (48, 80)),
+    ):
+        assert Generate(size=size)._small(system, paths[name]).size == fitted
+    made = []
+    for fit in ("pad", "crop", "stretch"):
+        more = ("--refine-from", paths["odd"], "--size", "48x48", "--fit", fit, "--strength", 0.2)
+        said = tubelet("generate", WORDS, "--system", tiny, *more, "--out", tmp_path / "a.mp4")
+        assert said.code == 0, said.err
+        made.append(pixels(tmp_path / "a.mp4"))
+    assert min(gap(made[0], made[1]), gap(made[1], made[2]), gap(made[0], made[2])) > 1
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -185,6 +292,8 @@ def test_a_small_film_is_made_large(tubelet, tiny: Path, tmp_path: Path) -> None
         (("outpaint", "film.mp4", WORDS), "needs the --size"),
         (("outpaint", "film.mp4", WORDS, "--size", "32x32"), "leaves nothing around"),
         (("outpaint", "film.mp4", WORDS, "--size", "32x40"), "width must be a positive multiple of 16"),
+        (("outpaint", "film.mp4", WORDS, "--size", "32x64", "--fit", "crop"), "--fit crop does not go with it"),
+        (("outpaint", "tall.mp4", WORDS, "--size", "32x16"), "leaves nothing around"),
         (("storyboard", "film.mp4"), "film.mp4"),
         (("storyboard", "none.json"), "none.json"),
         (("storyboard", "board.json", "--frames", "5"), "leave out --frames"),

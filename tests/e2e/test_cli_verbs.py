@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from tubelet import __version__
 from tubelet.catalogue import MODELS
 from tubelet.cli import VERBS
+from tubelet.core.files import held
 from tubelet.recipes import RECIPES
 from tubelet.worlds import WORLDS
 
@@ -89,6 +91,21 @@ def test_evaluate_prints_one_flat_object(tubelet, refused, tiny: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("evaluation", "option"),
+    [
+        ("--human", ("--n", 30)),
+        ("--tasks", ("--samples", 2)),
+        ("--tasks", ("--expand",)),
+        ("--sizes", ("--samples", 2)),
+        ("--sizes", ("--expand",)),
+        ("--sizes", ("--sheet", "a.png")),
+    ],
+)
+def test_an_evaluation_refuses_what_it_has_no_use_for(refused, evaluation: str, option: tuple[str, ...]) -> None:
+    assert f"{evaluation} has no use for {option[0]}; leave it out" in refused("evaluate", evaluation, *option)
+
+
+@pytest.mark.parametrize(
     ("words", "says"),
     [
         (("nope",), f"there is no recipe 'nope'; choose one of {', '.join(RECIPES)}"),
@@ -110,6 +127,53 @@ def test_a_wrong_recipe_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     assert says in refused("train", *words)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_belongs_to_one_process_at_a_time(refused, tmp_path: Path) -> None:
+    with held(tmp_path / "run"):
+        assert "another process is at work in" in refused("train", "smoke", "--out", tmp_path / "run")
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("generate", "a red ball falls", "--system", LONG), "there is no system"),
+        (("generate", "a red ball falls", "--system", f"./{LONG}"), "there is no system"),
+        (("generate", "a red ball falls", "--first", LONG), "cannot read"),
+        (("generate", "a red ball falls", "--frames", "0"), "frames must be at least 1, got 0"),
+        (("generate", "--like", "bomb.png"), "neither a film nor a picture that can be read"),
+        (("generate", "a red ball falls", "--first", "bomb.png"), "bomb.png"),
+        (("train", "smoke", "--out", LONG), "cannot write in"),
+        (("train", "smoke", "--out", "list"), "must hold an object with settings"),
+        (("train", "smoke", "--out", "folder"), "cannot read"),
+        (("train", "smoke", "--set", 'clips.kinds={"slide":"x"}'), "Clips.kinds.slide must be float, got 'x'"),
+        (("train", "smoke", "--set", 'captions.short="a"'), "captions.short must be float, got 'a'"),
+        (("train", "smoke", "--set", "captions=[1]"), "captions must be an object"),
+        (("storyboard", "folder"), "cannot read"),
+        (("worlds", "--size", "99999x99999", "--frames", "1"), "too large for one clip"),
+        (("worlds", "--frames", "999999999"), "too large for one clip"),
+    ],
+)
+def test_what_cannot_be_read_or_held_is_one_sentence(
+    refused, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "recipe.json").write_text("[]")
+    (tmp_path / "folder" / "recipe.json").mkdir(parents=True)
+    head = b"IHDR" + (60_000).to_bytes(4) * 2 + bytes([8, 2, 0, 0, 0])
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4) + head + zlib.crc32(head).to_bytes(4))
+    system = ("--system", str(tiny)) if words[0] == "generate" and not {"--system", "--like"} & set(words) else ()
+    assert says in refused(*words, *system)
+
+
+def test_a_system_with_a_list_for_its_files_is_one_sentence(refused, tiny: Path, tmp_path: Path) -> None:
+    values = json.loads((tiny / "system.json").read_text())
+    (tmp_path / "system.json").write_text(json.dumps({**values, "files": []}))
+    assert "SystemConfig.files must be an object, got []" in refused("generate", "a red ball falls", "--system", tmp_path)
 
 
 def test_unknown_verbs_and_options_are_one_sentence(refused, tubelet) -> None:

@@ -81,7 +81,9 @@ def test_unclip_stopped_and_resumed(
     assert table["another's embedding"]["cosine/in"] < 1
     assert table["diffusion prior, best of two"]["prior/parameters"] == table["diffusion prior"]["prior/parameters"]
     assert table["diffusion prior"]["cosine/in"] != table["diffusion prior, best of two"]["cosine/in"]
-    assert 0 < table["autoregressive prior"]["codes"] <= 1
+    free, guided = (table[f"autoregressive prior{more}"] for more in ("", ", guided"))
+    assert 0 < free["codes"] == guided["codes"] <= 1
+    assert free["cosine/in"] != guided["cosine/in"]
 
     figures = json.loads((tmp_path / "manipulations.json").read_text())
     assert figures["inversion/psnr"] > figures["inversion/psnr/other noise"]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import numpy as np
 import pytest
 from studio_stage import (
+    FPS,
     PATIENCE,
     PICTURED,
     PLAYABLE,
+    SIDE,
     STEPS,
     WORDS,
     Media,
@@ -22,15 +25,19 @@ from studio_stage import (
     Visit,
     Worker,
     bring,
+    browser,
     config_of,
     film_in,
     holds,
+    needs_chromium,
     see,
     sent,
     tab_to,
 )
 
+from tubelet.media import encode
 from tubelet.serve.auth import issue
+from tubelet.serve.config import SHIPPED
 from tubelet.serve.jobs import Jobs
 from tubelet.serve.store import Store
 
@@ -38,17 +45,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import APIResponse, Browser, Route
 
 REPOSITORY = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine: apt-get install chromium")
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +77,8 @@ def build(tmp_path: Path, media: Media) -> Iterator[Callable[..., Stage]]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    with api.sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
+    with browser() as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -94,11 +87,7 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Visit]]:
     visits: list[Visit] = []
 
     def made(stage: Stage, **settings: Any) -> Visit:
-        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce", **settings})
-        context.add_init_script(
-            "document.addEventListener('securitypolicyviolation', (e) => console.error(e.violatedDirective, e.blockedURI))"
-        )
-        visits.append(Visit(context, stage.url))
+        visits.append(Visit.of(chromium, stage.url, **settings))
         return visits[-1]
 
     yield made
@@ -291,6 +280,25 @@ def test_queue_is_moved_paused_and_stopped(build: Callable[..., Stage], visit: C
 
 
 @needs_chromium
+def test_film_that_waits_is_not_told_to_be_done_before_one_that_runs(
+    build: Callable[..., Stage], visit: Callable[..., Visit]
+) -> None:
+    stage = build()
+    page = visit(stage).open()
+    page.get_by_label("What happens in your film?").fill("quick")
+    page.get_by_role("button", name="Make film").click()
+    page.get_by_role("link", name="quick").wait_for()  # from now on the server knows how long a film takes
+    stage.worker.goes.clear()
+    page.get_by_role("radiogroup", name="Takes").get_by_role("radio", name="2").click()
+    page.get_by_role("button", name="Make 2 films").click()
+    see(page, f"document.querySelector('#making progress')?.value === {99 * 4 // STEPS}")
+    page.locator(".queued [data-film]").wait_for()
+    see(page, "document.querySelector('.queued .eta').textContent === ''")
+    stage.worker.goes.set()
+    page.locator("#making").wait_for(state="detached")
+
+
+@needs_chromium
 def test_reload_and_a_second_tab_show_the_same_films(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
     stage = build()
     stage.worker.goes.clear()
@@ -440,6 +448,25 @@ def test_marks_of_a_film_are_checked(build: Callable[..., Stage], visit: Callabl
     page.get_by_text("Signed record (C2PA): none found").wait_for()
 
 
+@needs_chromium
+@pytest.mark.parametrize("keys", [False, True])
+def test_root_certificate_is_saved(build: Callable[..., Stage], visit: Callable[..., Visit], keys: bool) -> None:
+    stage = build(keys=keys)
+    id, key = issue(stage.jobs, "studio")
+    stage.jobs.create(
+        {"task": "create", "prompt": WORDS, "system": "worlds-64", "size": [SIDE, SIDE]}, owner=id if keys else "local"
+    )
+    guest = visit(stage, accept_downloads=True)
+    page = unlocked(guest, key) if keys else guest.open()
+    page.get_by_role("link", name=WORDS).click()
+    page.get_by_text("Where it came from").click()
+    with page.expect_request(re.compile("root.pem")) as asked, page.expect_download() as waited:
+        page.get_by_role("button", name="Root certificate").click()
+    assert asked.value.headers.get("authorization") == (f"Bearer {key}" if keys else None)
+    assert waited.value.suggested_filename == "tubelet-root.pem"
+    assert Path(waited.value.path()).read_bytes().startswith(b"-----BEGIN CERTIFICATE-----")
+
+
 def unlocked(guest: Visit, key: str) -> Any:
     """The page of a server that wants a key, with the key."""
     guest.outage = True  # the browser notes each 401 as a failed request
@@ -485,6 +512,7 @@ def test_keys_and_limits_are_seen_and_keys_made_and_revoked(build: Callable[...,
     secret = sheet.get_by_label("The key of “a friend”").input_value()
     sheet.locator("li", has_text="a friend").get_by_text("1 at once").wait_for()
     assert not [found for width in (360, 1440) for found in audited(page, width)]
+    assert not serious(page)
     other = unlocked(visit(stage), secret)
     other.get_by_role("button", name="Keys and limits").click()
     other.get_by_text("This page uses the key “a friend”").wait_for()
@@ -581,51 +609,96 @@ AUDIT = """() => {
 """What is wrong with the view in front: names, contrast, room."""
 
 
-@needs_chromium
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_view_has_names_contrast_and_room(build: Callable[..., Stage], visit: Callable[..., Visit], scheme: str) -> None:
-    stage = build()
-    page = visit(stage, color_scheme=scheme).open()
-    found: list[str] = []
-
-    def audit(view: str) -> None:
-        found.extend(f"{view} {problem}" for width in (360, 768, 1440) for problem in audited(page, width))
-
+def walk(stage: Stage, page: Any, look: Callable[[str], None]) -> None:
+    """Lead a page that has no films yet through every view; `look(name)` is called at each."""
     page.get_by_role("heading", name="Say it. Watch it move.").wait_for()
-    audit("empty")
+    look("empty")
     stage.worker.goes.clear()
     page.get_by_label("What happens in your film?").fill("a red ball with-a-very-long-word-" + "m" * 120)
     page.get_by_text("More settings").click()
     page.get_by_role("radio", name="3", exact=True).click()
     page.get_by_role("button", name="Make 3 films").click()
     page.get_by_role("img", name="Preview of").wait_for()
-    audit("making")
+    look("making")
     page.get_by_role("button", name="Storyboard").click()
-    audit("storyboard")
+    look("storyboard")
     page.get_by_role("button", name="Storyboard").click()
     page.get_by_role("button", name="Take out of the queue").first.click()
     stage.worker.goes.set()
     page.locator(".tile-inner.failed").wait_for()
     page.locator("#making").wait_for(state="detached")
     see(page, PICTURED)
-    audit("gallery")
+    look("gallery")
     page.locator(".tile-inner:not(.failed) a").first.focus()
     page.keyboard.press("l")
     page.get_by_role("button", name="Make it loop").wait_for()
-    audit("loop")
+    look("loop")
+    page.get_by_role("radio", name="Blend").click()
+    look("blend")
+    page.get_by_role("button", name="Choose a film").click()
+    look("choice")
+    page.locator(".tile-inner:not(.failed) a").first.click()
+    page.get_by_role("button", name="Put the second film away").wait_for()
+    look("two films")
     page.locator(".tile-inner:not(.failed) a").first.click()
     see(page, PLAYABLE)
     assert page.evaluate("document.querySelector('dialog video').paused"), "motion was not asked for"
     page.get_by_text("Where it came from").click()
-    audit("film")
+    look("film")
+    page.get_by_role("button", name="Download mp4 / webp / gif").click()
+    page.get_by_role("menuitem", name="Download gif").wait_for()
+    look("menu")
+    page.keyboard.press("Escape")
     page.get_by_role("button", name="Delete film").click()
     page.get_by_role("dialog", name="Delete this film?").wait_for()
-    audit("delete")
+    look("delete")
     page.keyboard.press("Escape")
+    page.get_by_role("button", name="Compare").click()
+    page.locator(".tile-inner:not(.failed) a").last.click()
+    see(page, "[...document.querySelectorAll('dialog video')].filter((v) => v.readyState === 4).length === 2")
+    look("comparison")
     page.get_by_role("button", name="Close").click()
     page.get_by_role("button", name="Shortcuts").click()
     page.get_by_role("dialog", name="Shortcuts").wait_for()
-    audit("shortcuts")
+    look("shortcuts")
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_view_has_names_contrast_and_room(build: Callable[..., Stage], visit: Callable[..., Visit], scheme: str) -> None:
+    stage = build()
+    page = visit(stage, color_scheme=scheme).open()
+    found: list[str] = []
+    walk(
+        stage,
+        page,
+        lambda view: found.extend(f"{view} {problem}" for width in (360, 768, 1440) for problem in audited(page, width)),
+    )
+    assert not found, "\n".join(found)
+
+
+AXE = REPOSITORY / "studio" / "node_modules" / "axe-core" / "axe.min.js"
+
+
+def serious(page: Any) -> list[str]:
+    """What axe finds serious or critical in the view in front; nothing where there is no axe."""
+    if not AXE.is_file():
+        return []
+    page.evaluate(AXE.read_text())
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 80)))")
+    rules = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+    grave = [rule for rule in rules if rule["impact"] in ("serious", "critical")]
+    return [f"{rule['id']} {node['html'][:160]}" for rule in grave for node in rule["nodes"]]
+
+
+@needs_chromium
+@pytest.mark.skipif(not AXE.is_file(), reason="there is no axe-core in studio/node_modules: npm ci in studio/")
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 360)])
+def test_axe_finds_nothing_serious(build: Callable[..., Stage], visit: Callable[..., Visit], scheme: str, width: int) -> None:
+    stage = build()
+    page = visit(stage, color_scheme=scheme, viewport={"width": width, "height": 800}).open()
+    found: list[str] = []
+    walk(stage, page, lambda view: found.extend(f"{view}: {problem}" for problem in serious(page)))
     assert not found, "\n".join(found)
 
 
@@ -699,7 +772,281 @@ def test_film_that_was_stopped_is_tried_again_or_removed(build: Callable[..., St
     assert [film.state for film in stage.films()] == ["completed"]
 
 
+KINDS = {
+    "Extend": ("Extend film", "What happens?"),
+    "Loop": ("Make it loop", "What happens?"),
+    "Remix": ("Remix film", "What should be different?"),
+    "Edit": ("Edit film", "What should be different?"),
+    "Connect": ("Connect films", "What happens?"),
+    "Blend": ("Blend films", "What happens?"),
+}
+"""What is done with a clip: the button that sends it, and what is asked for words."""
+
+
+def send_and_stop(page: Any, words: str, button: str) -> None:
+    """Ask for what the composer holds, and stop it."""
+    page.get_by_role("button", name=button).click()
+    page.get_by_role("button", name=f"Stop {words}").click()
+    page.locator("#making").wait_for(state="detached")
+    sent(page)
+
+
+def twice(stage: Stage, words: str) -> None:
+    """The last two films were asked for alike, seed and all."""
+    first, second = stage.films()[-2:]
+    assert first.request["prompt"] == words
+    assert second.request == first.request
+    assert second.parent == first.parent
+
+
+@needs_chromium
+def test_every_task_on_a_film_is_tried_again_as_it_was(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build({"prompt": "one"}, {"prompt": "two"})
+    one, two = stage.films()
+    stage.worker.goes.clear()
+    guest = visit(stage)
+    page = guest.open()
+    for kind, (button, label) in KINDS.items():
+        words = f"not {kind}"
+        page.locator(f"[data-film={one.id}]").hover()
+        page.get_by_role("button", name="Extend one").click()
+        page.get_by_role("radio", name=kind).click()
+        if kind in ("Connect", "Blend"):
+            page.get_by_role("button", name="Choose a film").click()
+            page.get_by_role("link", name="two").click()
+        if kind in ("Extend", "Loop", "Connect"):
+            page.get_by_role("radiogroup", name="Length to add").get_by_role("radio", name="8 s", exact=True).click()
+        else:
+            page.get_by_label("How much changes").fill("0.35")
+        page.get_by_label(label).fill(words)
+        send_and_stop(page, words, button)
+        page.get_by_label("What happens in your film?").fill("something else")
+        page.get_by_role("button", name=f"Try again: {words}").click()
+        holds(page.get_by_label(label), words)
+        send_and_stop(page, words, button)
+        twice(stage, words)
+        assert stage.films()[-1].parent == one.id
+    connected, blended = (stage.films()[place].request for place in (-3, -1))
+    assert (connected["seconds"], blended["strength"]) == (8, 0.35)
+    assert [entry["asset"] for entry in connected["inputs"]] == [film.outputs[0].id for film in (one, two)]
+    other = guest.open()  # a page that knows only what the server tells
+    other.get_by_role("button", name="Try again: not Extend").first.click()
+    send_and_stop(other, "not Extend", "Extend film")
+    assert stage.films()[-1].request == next(film.request for film in stage.films() if film.request["prompt"] == "not Extend")
+    other.get_by_role("button", name="Try again: not Connect").first.click()
+    other.get_by_text("Which is the second?").wait_for()
+    assert other.get_by_role("button", name="Connect films").is_disabled()
+
+
+@needs_chromium
+def test_uploads_are_sent_again_with_a_film_that_is_tried_again(
+    build: Callable[..., Stage], visit: Callable[..., Visit]
+) -> None:
+    stage = build()
+    stage.worker.goes.clear()
+    page = visit(stage).open()
+
+    def tried(words: str, button: str) -> None:
+        send_and_stop(page, words, button)
+        page.get_by_label("What happens in your film?").fill("")
+        page.get_by_role("button", name=f"Try again: {words}").click()
+        send_and_stop(page, words, button)
+        twice(stage, words)
+
+    bring(page, "drop", "first.png", "image/png", stage.media.picture)
+    page.get_by_role("img", name="First picture: first.png").wait_for()
+    bring(page, "drop", "last.png", "image/png", stage.media.picture)
+    page.get_by_label("What happens in your film?").fill("between pictures")
+    tried("between pictures", "Make film")
+    assert [entry["role"] for entry in stage.films()[-1].request["inputs"]] == ["reference", "last"]
+    page.get_by_role("button", name="Take out: First picture").click()
+    page.get_by_role("button", name="Take out: Last picture").click()
+    for kind, (button, label) in KINDS.items():  # the server takes a file for each
+        bring(page, "drop", "film.mp4", "video/mp4", stage.media.video)
+        page.get_by_role("radio", name=kind).click()
+        if kind in ("Connect", "Blend"):
+            bring(page, "drop", "second.mp4", "video/mp4", stage.media.video)
+            page.get_by_role("group", name="Second film").get_by_text("second.mp4").wait_for()
+        page.get_by_label(label).fill(f"mine, {kind}")
+        if kind in ("Extend", "Blend"):
+            tried(f"mine, {kind}", button)
+        else:
+            send_and_stop(page, f"mine, {kind}", button)
+    asked = {film.request["prompt"].removeprefix("mine, "): film.request for film in stage.films()[2:]}
+    assert [(request["task"], request["mode"]) for request in (asked[kind] for kind in KINDS)] == [
+        ("extend", None),
+        ("extend", None),
+        ("edit", None),
+        ("edit", None),
+        ("create", "connect"),
+        ("create", "blend"),
+    ]
+    page.reload()
+    page.get_by_role("button", name="Try again: between pictures").first.click()
+    page.get_by_role("alert").get_by_text("bring the first and the last picture again").wait_for()
+    page.get_by_role("button", name="Try again: mine, Edit").click()
+    page.get_by_role("alert").get_by_text("bring the clip again").wait_for()
+
+
+@needs_chromium
+def test_second_film_is_put_away_and_chosen_anew(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build({"prompt": "of the gallery"})
+    page = visit(stage).open()
+    bring(page, "drop", "mine.mp4", "video/mp4", stage.media.video)
+    page.get_by_role("radio", name="Blend").click()
+    second = page.get_by_role("group", name="Second film")
+    second.get_by_label("Second film, file").set_input_files(
+        {"name": "wrong.mp4", "mimeType": "video/mp4", "buffer": stage.media.video}
+    )
+    second.get_by_text("wrong.mp4").wait_for()
+    second.get_by_role("button", name="Put the second film away").click()
+    second.get_by_role("button", name="Choose a film").click()
+    page.get_by_text("Choose the film to blend with “mine.mp4”").wait_for()
+    page.get_by_role("link", name="of the gallery").click()
+    second.get_by_text("of the gallery").wait_for()
+    page.get_by_label("What happens?").fill("both")
+    page.get_by_role("button", name="Blend films").click()
+    page.get_by_role("link", name="both").wait_for()
+    (film, made) = stage.films()
+    assert made.request["inputs"][1]["asset"] == film.outputs[0].id
+
+
+@needs_chromium
+def test_reuse_keeps_words_model_strength_and_task(
+    build: Callable[..., Stage], visit: Callable[..., Visit], tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    facts = json.loads((SHIPPED / "worlds-64" / "system.json").read_text())
+    (tmp_path / "other" / "system.json").write_text(json.dumps(facts | {"name": "other"}))
+    stage = build(systems=("worlds-64", tmp_path / "other"))
+    base = stage.make({"prompt": "the base", "model": "worlds-64"})
+    asked = {"prompt": "exactly these words", "expand": False, "steps": 9, "guidance": 1.5, "model": "other"}
+    stage.make(asked | {"seconds": 4})
+    changed = asked | {"prompt": "changed", "task": "remix", "strength": 0.25, "size": None}
+    stage.make(changed | {"inputs": [], "source": {"seconds": 2.125, "size": [64, 64]}}, base)
+    page = visit(stage).open()
+    page.get_by_role("link", name="exactly these words").click()
+    page.get_by_role("button", name="Reuse").click()
+    page.get_by_text("Your words go to the model as they are.").wait_for()
+    page.get_by_role("button", name="Make film").click()
+    see(page, "document.querySelectorAll('.tile').length === 4")
+    request = stage.films()[-1].request
+    assert {name: request[name] for name in asked} == asked
+    assert (request["seconds"], request["seed"] == 3) == (4, False)
+    page.get_by_role("link", name="changed").click()
+    page.get_by_role("button", name="Reuse").click()
+    holds(page.get_by_label("What should be different?"), "changed")
+    page.get_by_role("button", name="Remix film").click()
+    see(page, "document.querySelectorAll('.tile').length === 5")
+    made = stage.films()[-1]
+    assert made.parent == base
+    for name in ("prompt", "expand", "model", "strength", "task"):
+        assert made.request[name] == changed[name], name
+
+
+@needs_chromium
+def test_sizes_and_lengths_that_cannot_be_chosen_are_said(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build({"prompt": "an odd one", "size": [360, 640], "seconds": 6.5})
+    page = visit(stage).open()
+    page.get_by_role("link", name="an odd one").click()
+    page.get_by_role("button", name="Reuse").click()
+    size = page.get_by_text("640 × 360 is no size of this model: 1280 × 720 is taken.")
+    length = page.get_by_text("6.5 s is no length of this model: 8 s is taken.")
+    size.wait_for()
+    length.wait_for()
+    page.get_by_role("radio", name="Square").click()
+    size.wait_for(state="detached")
+    page.get_by_role("radio", name="4 s", exact=True).click()
+    length.wait_for(state="detached")
+    page.get_by_role("button", name="Make film").click()
+    see(page, "document.querySelectorAll('.tile').length === 2")
+    assert (stage.films()[-1].request["size"], stage.films()[-1].request["seconds"]) == ([64, 64], 4)
+
+
+@needs_chromium
+def test_all_settings_in_a_dropped_file_are_loaded(
+    build: Callable[..., Stage], visit: Callable[..., Visit], tmp_path: Path
+) -> None:
+    page = visit(build()).open()
+
+    def drop(**settings: Any) -> None:
+        """Drop a film that carries settings as the server writes them, and load these."""
+        path = tmp_path / "film.mp4"
+        written = {"frames": 33, "fps": 8.0, "size": [64, 112], "system": "worlds-64", "text": "A long text.", **settings}
+        said = {"prompt": settings["prompt"], "settings": json.dumps(written)}
+        encode.save(np.zeros((2, 720, 1280, 3), np.uint8), path, FPS, said)
+        bring(page, "drop", "film.mp4", "video/mp4", path.read_bytes())
+        page.get_by_role("button", name="Load its settings").click()
+
+    def chosen(*names: str) -> None:
+        for name in names:
+            page.get_by_role("radio", name=name, exact=True, checked=True).wait_for()
+
+    drop(prompt="round and round", loop=True, steps=9)
+    page.get_by_role("button", name="Loop", pressed=True).wait_for()
+    chosen("Wide", "4 s")
+    holds(page.get_by_label("Size in pixels"), "1280x720")
+    assert page.locator(".unfit").count() == 0, "33 frames are the 4 s that the film was asked for with"
+    drop(prompt="as it is", text="as it is")
+    page.get_by_text("Your words go to the model as they are.").wait_for()
+    page.get_by_role("button", name="Loop", pressed=False).wait_for()
+    drop(prompt="bluer", task="edit", strength=0.35)
+    chosen("Edit")
+    holds(page.get_by_label("How much changes"), "0.35")
+    holds(page.get_by_label("What should be different?"), "bluer")
+    page.get_by_text("What the film was made from is not in its file.").wait_for()
+    page.get_by_role("button", name="Put the clip away").click()
+    drop(prompt="one | two", task="film", shots=[["one", "One.", 17], ["two", "Two.", 16]])
+    holds(page.get_by_label("What happens in shot 2"), "two")
+    page.get_by_text("4.1 s in all").wait_for()
+
+
+@needs_chromium
+def test_film_is_saved_as_webp_and_gif_from_a_menu(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build({"prompt": "to be kept"}, {"prompt": "another"})
+    guest = visit(stage, accept_downloads=True)
+    held_back: list[Route] = []
+    guest.context.route(re.compile("variant=webp"), lambda route: held_back.append(route))
+    page = guest.open()
+    page.get_by_role("link", name="to be kept").click()
+    see(page, PLAYABLE)
+    focused = "document.activeElement.textContent.trim()"
+    opener = page.get_by_role("button", name="Download mp4 / webp / gif")
+    for presses, kind in enumerate(("mp4", "webp", "gif")):
+        tab_to(page, "e.title === 'Download mp4 / webp / gif'")
+        page.keyboard.press("Enter")
+        see(page, f"{focused}.startsWith('Download mp4')")
+        for _ in range(presses):
+            page.keyboard.press("ArrowDown")
+        see(page, f"{focused}.startsWith('Download {kind}')")
+        with page.expect_download() as waited:
+            page.keyboard.press("Enter")
+            if kind == "webp":
+                page.get_by_role("button", name="Making the webp").wait_for()
+                see(page, "document.activeElement.title.startsWith('Download mp4')")
+                held_back.pop().fulfill(body=stage.media.thumbnail, content_type="image/webp")
+        assert waited.value.suggested_filename == f"to-be-kept-3.{kind}"
+        held = Path(waited.value.path()).read_bytes()
+        assert {"mp4": held == stage.media.video, "webp": held[8:12] == b"WEBP", "gif": held[:3] == b"GIF"}[kind]
+        page.get_by_role("menu").wait_for(state="detached")
+    opener.press("ArrowUp")
+    see(page, f"{focused}.startsWith('Download gif')")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    see(page, f"{focused}.startsWith('Download mp4')")
+    page.keyboard.press("Escape")
+    page.get_by_role("menu").wait_for(state="detached")
+    page.get_by_role("dialog", name="to be kept").wait_for()
+    refusal = {"error": {"code": "gif_not_available", "message": "This film has no gif."}}
+    guest.context.route(re.compile("variant=gif"), lambda route: route.fulfill(status=404, json=refusal))
+    guest.outage = True
+    opener.click()
+    page.get_by_role("menuitem", name="Download gif").click()
+    page.get_by_role("alert").get_by_text("This film has no gif.").wait_for()
+
+
 def test_journeys_that_the_page_about_the_studio_names_are_here() -> None:
     named = re.findall(r"`(test_\w+)`", (REPOSITORY / "docs" / "studio.md").read_text())
+    here = "".join(path.read_text() for path in Path(__file__).parent.glob("test_serve_studio*.py"))
     assert len(named) >= 12
-    assert [name for name in named if name not in globals()] == []
+    assert [name for name in named if f"def {name}(" not in here] == []

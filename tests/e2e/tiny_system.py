@@ -20,7 +20,8 @@ def save_tiny(folder: Path, seed: int = 0) -> Path:
     codec = build_codec("causal_conv", {"channels": 4, "fine_width": 16, "coarse_width": 16, "decoder_blocks": [1, 1, 1]})
     denoiser = Spacetime(SpacetimeConfig(width=32, depth=1, heads=2, in_channels=4, patch=(1, 2, 2), text_width=32))
     tokenizer = train(["a red ball falls", "a blue box slides left"] * 4, 280)
-    text = OwnTextEncoder(OwnTextConfig(vocab_size=300, width=32, depth=1, heads=2), tokenizer)
+    # Its few merges make many tokens of a dense caption.
+    text = OwnTextEncoder(OwnTextConfig(vocab_size=300, width=32, depth=1, heads=2, max_tokens=512), tokenizer)
     for parameter in denoiser.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     save_system(

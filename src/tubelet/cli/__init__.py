@@ -47,9 +47,9 @@ class Evaluate:
 
     system: Annotated[Positional[str], arg(metavar="NAME|FOLDER")] = DEFAULT_SYSTEM
     """A shipped system's name, or a folder that holds one."""
-    n: int = 200
+    n: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 200)")] = None
     """Prompts per figure."""
-    samples: int = 4
+    samples: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 4)")] = None
     """Films per prompt."""
     human: Annotated[bool, arg(help_behavior_hint="")] = False
     """Evaluate the 30 human prompts instead."""
@@ -65,12 +65,14 @@ class Evaluate:
     """Print one flat object of name -> number."""
 
     def __call__(self) -> None:
-        if self.n < 1 or self.samples < 1:
-            raise UserError(f"--n and --samples must be at least 1, got {self.n} and {self.samples}; raise them")
+        n, samples = 200 if self.n is None else self.n, 4 if self.samples is None else self.samples
+        if n < 1 or samples < 1:
+            raise UserError(f"--n and --samples must be at least 1, got {n} and {samples}; raise them")
         if self.sheet is not None:
             check_output(self.sheet, PICTURES)
         if self.human + self.tasks + self.sizes > 1:
             raise UserError("--human, --tasks and --sizes are evaluations of their own; ask for one")
+        self._refuse_unused()
         from tubelet.evaluate.report import evaluate_human, evaluate_system, table
         from tubelet.generate.system import load
 
@@ -80,16 +82,29 @@ class Evaluate:
         if self.tasks or self.sizes:
             from tubelet.evaluate.tasks import evaluate_sizes, evaluate_tasks
 
-            figures = evaluate_sizes(system, self.n) if self.sizes else evaluate_tasks(system, self.n, sheet=self.sheet)
+            figures = evaluate_sizes(system, n) if self.sizes else evaluate_tasks(system, n, sheet=self.sheet)
         elif self.human:
-            figures = evaluate_human(system, samples=self.samples, sheet=self.sheet, **native)
+            figures = evaluate_human(system, samples=samples, sheet=self.sheet, **native)
         else:
             fps = system.config.fps
-            figures = evaluate_system(system, n=self.n, samples=self.samples, sheet=self.sheet, fps=fps, **native)
+            figures = evaluate_system(system, n=n, samples=samples, sheet=self.sheet, fps=fps, **native)
         if self.json:
             print_json(figures)
         else:
             print(table(figures))
+
+    def _refuse_unused(self) -> None:
+        """An option that the evaluation has no use for is no option."""
+        given = {"--n": self.n, "--samples": self.samples, "--expand": self.expand or None, "--sheet": self.sheet}
+        unused = {
+            "--human": ("--n",) if self.human else (),
+            "--tasks": ("--samples", "--expand") if self.tasks else (),
+            "--sizes": ("--samples", "--expand", "--sheet") if self.sizes else (),
+        }
+        for evaluation, names in unused.items():
+            for name in names:
+                if given[name] is not None:
+                    raise UserError(f"{evaluation} has no use for {name}; leave it out")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tubelet.core.types import Video
     from tubelet.generate.clip import Clip
     from tubelet.generate.system import System
+    from tubelet.media.decode import Ground, MediaInfo
 
 Make = Callable[..., "Clip"]
 Words = Annotated[Positional[str], arg(metavar="WORDS")]
@@ -83,13 +85,17 @@ class Making:
         """Height and width of the film."""
         return parse_size(self.size) or system.config.size
 
-    def length(self, system: System) -> int:
-        """Frames of the film. Raises UserError when such a film cannot be."""
+    def length(self, system: System, source: Path | None = None) -> int:
+        """Frames of the film, made from `source` where there is one. Raises UserError when such a film cannot be."""
         frames = system.config.frames if self.frames is None else self.frames
+        if self.frames is None and source is not None:
+            from tubelet.media.decode import probe
+
+            frames = 1 if probe(source).still else frames
         system.engine.latent_shape(self.pixels(system), frames)
         return frames
 
-    def read(self, system: System, path: Path, frames: int | None, start: float = 0.0) -> Video:
+    def read(self, system: System, path: Path, frames: int | None, start: float = 0.0, *, ground: Ground = "white") -> Video:
         """A film as the system sees it: its size, its rate; `frames` None reads to the end."""
         from tubelet.media.decode import decode
 
@@ -100,7 +106,47 @@ class Making:
             fps=system.config.fps,
             size=self.pixels(system),
             fit=self.fit,  # type: ignore[arg-type]
+            ground=ground,
         )
+
+    def held(self, system: System, sources: Sequence[Path], made: int, remedy: str) -> list[int | None]:
+        """How many frames of each source are read when all of it is: 1 of a still picture, None (to the end) of a film.
+
+        Raises UserError, before any is decoded, when they and the frames that are made are too many for one film.
+        """
+        from tubelet.media.decode import probe
+
+        infos = [probe(path) for path in sources]
+        longest = max(range(len(infos)), key=lambda number: infos[number].seconds)
+        self.check_room(system, sources[longest], made + sum(_frames(about, system) for about in infos), remedy)
+        return [1 if about.still else None for about in infos]
+
+    def check_room(self, system: System, source: Path, frames: int, remedy: str) -> None:
+        """Raises UserError when a film of so many frames, most of them those of a source, is too large to be made."""
+        from tubelet.generate.engine import GREATEST_PIXELS
+
+        size = self.pixels(system)
+        if frames * size[0] * size[1] > GREATEST_PIXELS:
+            raise UserError(
+                f"{source} is too long: a film of {frames} frames of {size[0]}x{size[1]} would be made of it; {remedy}"
+            )
+
+    def tell_unused(self, system: System, source: Path, frames: int) -> None:
+        """One line where a film is longer than what was used of it and nobody asked how much that should be."""
+        from tubelet.core.log import warn
+        from tubelet.media.decode import probe
+
+        whole = _frames(probe(source), system)
+        if self.frames is None and whole > frames:
+            warn(
+                f"only the first {frames} of the {whole} frames of {source} were used "
+                f"({frames / system.config.fps:.1f} seconds); ask for more with --frames"
+            )
+
+
+def _frames(about: MediaInfo, system: System) -> int:
+    """Frames of a file at the system's rate."""
+    return 1 if about.still else max(1, round(about.seconds * system.config.fps))
 
 
 CLIP, PICTURE = Path("out/clip.mp4"), Path("out/picture.png")
@@ -178,10 +224,23 @@ class Generate(Making):
         return system.film([Shot(self.prompt, frames, pictures)], size, rolling=rolling, **settings)
 
     def _small(self, system: System, path: Path) -> Video:
-        """The film to refine, at its own size; it must be one that the system could have made."""
-        from tubelet.media.decode import decode
+        """The film to refine: of the shape that is asked for, on the system's grid, and about as large as it is."""
+        from tubelet.media.decode import decode, probe
 
-        film = decode(path, frames=self.frames, fps=system.config.fps)
+        (whole,) = self.held(system, [path], 0, "say with --frames how many are to be read")
+        about, size, strides = probe(path), self.pixels(system), system.engine.strides
+        system.engine.latent_shape(size, 1)
+        parts = math.gcd(size[0] // strides.h, size[1] // strides.w)
+        unit = size[0] // parts, size[1] // parts  # the smallest size of this shape
+        times = round(math.sqrt(about.height * about.width / (unit[0] * unit[1])))
+        times = min(max(times, 1), parts)
+        film = decode(
+            path,
+            frames=whole if self.frames is None else self.frames,
+            fps=system.config.fps,
+            size=(unit[0] * times, unit[1] * times),
+            fit=self.fit,  # type: ignore[arg-type]
+        )
         system.engine.latent_shape(film.size, film.frames)
         return film
 
@@ -283,10 +342,14 @@ class Edit(Making):
         self.make(self.out, self.prompt, self._made)
 
     def _made(self, system: System, settings: dict[str, Any]) -> Clip:
-        frames = self.length(system)
+        frames = self.length(system, self.film)
         film = self.read(system, self.film, frames)
         into = None if self.into is None else self.read(system, self.into, frames)
-        return system.edit(film, self.prompt, self.strength, into=into, **settings)
+        clip = system.edit(film, self.prompt, self.strength, into=into, **settings)
+        for source in (self.film, self.into):
+            if source is not None:
+                self.tell_unused(system, source, frames)
+        return clip
 
 
 @dataclass(frozen=True)
@@ -314,22 +377,26 @@ class Extend(Making):
     def _made(self, system: System, settings: dict[str, Any]) -> Clip:
         from tubelet.generate.system import Shot
 
-        film = self._kept(system)
         shot = Shot(self.prompt, EXTENSION if self.frames is None else self.frames)
+        film = self._kept(system, shot.frames)
         where = {"future": film} if self.backward else {"past": film}
         return system.film([shot], self.pixels(system), **where, **settings)
 
-    def _kept(self, system: System) -> Video:
+    def _kept(self, system: System, made: int) -> Video:
         from tubelet.media.decode import probe
 
-        if self.keep is None:
-            return self.read(system, self.film, None)
-        seconds = probe(self.film).seconds
+        about = probe(self.film)
+        if self.keep is None or about.still:
+            (whole,) = self.held(system, [self.film], made, LAST_SECONDS)
+            return self.read(system, self.film, whole)
+        seconds = about.seconds
         frames = max(1, round(min(self.keep, seconds) * system.config.fps))
+        self.check_room(system, self.film, frames + made, LAST_SECONDS)
         start = 0.0 if self.backward else max(0.0, seconds - frames / system.config.fps)
         return self.read(system, self.film, frames, start)
 
 
+LAST_SECONDS = "say with --keep how few of its seconds are to be read"
 EXTENSION = 8
 """Frames that an extension or a connection makes unless asked otherwise: half of what the shipped system sees at once, so that
 it sees as much of what is known."""
@@ -356,8 +423,10 @@ class Connect(Making):
     def _made(self, system: System, settings: dict[str, Any]) -> Clip:
         from tubelet.generate.system import Shot
 
-        before, after = self.read(system, self.before, None), self.read(system, self.after, None)
         shot = Shot(self.prompt, EXTENSION if self.frames is None else self.frames)
+        sources = (self.before, self.after)
+        counts = self.held(system, sources, shot.frames, "cut it down to what is next to the other film")
+        before, after = (self.read(system, path, count) for path, count in zip(sources, counts, strict=True))
         return system.film([shot], self.pixels(system), past=before, future=after, **settings)
 
 
@@ -370,7 +439,7 @@ class Inpaint(Making):
     prompt: Words
     """What the whole film shows."""
     mask: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """A picture or film of the film's size, white where it is to be made anew."""
+    """A picture or film of the film's size, white where it is to be made anew; black or transparent elsewhere."""
     box: Annotated[str | None, arg(metavar="TOP,LEFT,BOTTOM,RIGHT", help_behavior_hint="")] = None
     """A box to be made anew, in pixels of the film that is made."""
     during: Annotated[str | None, arg(metavar="BEGIN,END", help_behavior_hint="(default: all)")] = None
@@ -388,7 +457,7 @@ class Inpaint(Making):
     def _made(self, system: System, settings: dict[str, Any]) -> Clip:
         from tubelet.tasks.region import box
 
-        frames = self.length(system)
+        frames = self.length(system, self.film)
         film = self.read(system, self.film, frames)
         if self.box is not None:
             top, left, bottom, right = _numbers("--box", self.box, 4)
@@ -397,10 +466,15 @@ class Inpaint(Making):
         else:
             assert self.mask is not None, "checked before"
             mask = self._read_mask(system, self.mask, frames)
-        return system.inpaint(film, mask, self.prompt, **settings)
+        clip = system.inpaint(film, mask, self.prompt, **settings)
+        self.tell_unused(system, self.film, frames)
+        return clip
 
     def _read_mask(self, system: System, path: Path, frames: int) -> Any:
-        """The mask `(T, H, W)` of 0 and 1, fitted as the film is. Raises UserError when it has another size than the film."""
+        """The mask `(T, H, W)` of 0 and 1, fitted as the film is; what is transparent is not marked.
+
+        Raises UserError when it has another size than the film.
+        """
         from tubelet.media.decode import probe
 
         film, mask = probe(self.film), probe(path)
@@ -410,7 +484,7 @@ class Inpaint(Making):
                 "give a mask of the film's size"
             )
         still = mask.frames == 1
-        seen = self.read(system, path, 1 if still else frames).pixels[0].mean(0) > 0  # (1 or T, H, W)
+        seen = self.read(system, path, 1 if still else frames, ground="black").pixels[0].mean(0) > 0  # (1 or T, H, W)
         return seen.float().expand(frames, -1, -1)
 
 
@@ -419,7 +493,7 @@ class Outpaint(Making):
     """More of the picture around a film: it stays in the middle of --size, what surrounds it is made."""
 
     film: File
-    """The film: anything that PyAV or Pillow reads, smaller than --size."""
+    """The film: anything that PyAV or Pillow reads. One larger than --size is first made as small as to lie in it whole."""
     prompt: Words
     """What the whole film shows."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("out/outpaint.mp4")
@@ -428,16 +502,31 @@ class Outpaint(Making):
     def __call__(self) -> None:
         if self.size is None:
             raise UserError("outpaint needs the --size of the whole picture, larger than the film; for example --size 64x96")
+        if self.fit in ("crop", "stretch"):
+            raise UserError(
+                f"outpaint keeps the whole film and its shape, so --fit {self.fit} does not go with it; leave it out"
+            )
         self.make(self.out, self.prompt, self._made)
 
     def _made(self, system: System, settings: dict[str, Any]) -> Clip:
         from tubelet.core.types import Video
-        from tubelet.media.decode import decode
+        from tubelet.media.decode import decode, probe
         from tubelet.tasks.region import around
 
-        film = decode(self.film, frames=self.length(system), fps=system.config.fps)
-        canvas, mask = around(film.pixels, self.pixels(system))
-        return system.inpaint(Video(canvas, film.fps), mask, self.prompt, **settings)
+        frames, size = self.length(system, self.film), self.pixels(system)
+        about = probe(self.film)
+        share = min(1.0, size[0] / about.height, size[1] / about.width)
+        inner = max(1, round(share * about.height)), max(1, round(share * about.width))
+        if inner == size:
+            raise UserError(
+                f"{size[0]}x{size[1]} leaves nothing around {self.film}, which is {about.height}x{about.width}; "
+                "ask for a larger --size, or one of another shape"
+            )
+        film = decode(self.film, frames=frames, fps=system.config.fps, size=inner, fit="stretch")
+        canvas, mask = around(film.pixels, size)
+        clip = system.inpaint(Video(canvas, film.fps), mask, self.prompt, **settings)
+        self.tell_unused(system, self.film, frames)
+        return clip
 
 
 @dataclass(frozen=True)

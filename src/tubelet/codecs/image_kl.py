@@ -12,7 +12,7 @@ frame, so that time costs nothing and gains nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from tubelet.core.errors import UserError
 from tubelet.core.files import read_json
 from tubelet.core.types import Strides
 from tubelet.core.weights import load_tensors
-from tubelet.nn.adversarial import PatchDiscriminator, adaptive_weight, hinge
+from tubelet.nn.adversarial import PatchDiscriminator, Perceptual, adaptive_weight, held, hinge
 from tubelet.nn.conv import Stream, fold_frames, unfold_frames
 from tubelet.nn.image_blocks import CellAttention, Downsample, ResBlock, Upsample
 
@@ -189,9 +189,6 @@ def _middle(width: int, groups: int) -> nn.Sequential:
 
 # Losses
 
-Perceptual = Callable[[Tensor, Tensor], Tensor]
-"""A distance between images, `(n, 3, H, W)` in [-1, 1] twice to `(n,)`, differentiable in both. None is shipped."""
-
 
 @dataclass(frozen=True)
 class ImageKLLossConfig:
@@ -232,8 +229,7 @@ def image_kl_loss(
     losses = {"loss": reconstruction + config.kl * kl, "reconstruction": reconstruction, "kl": kl}
     if discriminator is None or step < config.start:
         return losses
-    still = {name: p.detach() for name, p in discriminator.named_parameters()}
-    adversarial = -torch.func.functional_call(discriminator, still, made).mean()
+    adversarial = -held(discriminator, made).mean()
     weight = adaptive_weight(reconstruction, adversarial, codec.decoder_out.weight)
     losses["loss"] = losses["loss"] + config.adversarial * weight * adversarial
     return {**losses, "adversarial": adversarial, "adaptive_weight": weight}

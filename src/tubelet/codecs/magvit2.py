@@ -23,7 +23,8 @@ from tubelet.codecs.base import Codec
 from tubelet.codecs.quantize import penalties, quantize, to_ids, to_signs
 from tubelet.core.errors import UserError
 from tubelet.core.types import Strides
-from tubelet.nn.conv import Stream
+from tubelet.nn.adversarial import Perceptual, held
+from tubelet.nn.conv import Stream, fold_frames
 from tubelet.nn.conv3d import AdaptiveFrameNorm, CausalConv3d, FrameNorm, Upsample3d, blur_halve
 
 
@@ -248,11 +249,14 @@ class HalvingBlock(nn.Module):
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the terms that the tokenizer and its discriminator are trained on. The perceptual term, weight 0.1, compares features
-    of a pretrained network and is left out here."""
+    """Of the terms that the tokenizer and its discriminator are trained on."""
 
     reconstruction: float = 5.0
+    perceptual: float = 0.1
+    """Of the distance that `tokenizer_losses` is given; without one there is no such term."""
     adversarial: float = 0.1
+    start: int = 0
+    """The step from which on the discriminator speaks, and is to be trained."""
     commitment: float = 0.25
     entropy: float = 0.1
     entropy_start: float = 3.0
@@ -267,12 +271,19 @@ class Weights:
 
 
 def tokenizer_losses(
-    codec: MAGVIT2, discriminator: nn.Module, pixels: Tensor, step: int, weights: Weights | None = None
+    codec: MAGVIT2,
+    discriminator: nn.Module | None,
+    pixels: Tensor,
+    step: int,
+    weights: Weights | None = None,
+    *,
+    perceptual: Perceptual | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Losses of the tokenizer on pixels `(B, 3, T, H, W)` in [-1, 1], scalars of which `loss` is minimised, and what came back.
 
-    Squared error, the non-saturating loss against the discriminator, and the penalties of `quantize`. Raises UserError when the
-    size does not fit the strides or nothing is quantised.
+    Squared error and the penalties of `quantize`; with a distance, its mean over frames; with a discriminator, from step
+    `weights.start` on, the non-saturating loss against it, whose gradient does not reach it. Raises UserError when the size
+    does not fit the strides or nothing is quantised.
     """
     codec.check_quantized()
     codec.strides.latent_shape(*pixels.shape[2:])
@@ -281,9 +292,12 @@ def tokenizer_losses(
     restored = codec.decode_raw(quantize(z))  # (B, 3, T, H, W)
     terms = {
         "reconstruction": (restored - pixels).square().mean(),
-        "adversarial": F.softplus(-discriminator(restored)).mean(),
         **penalties(z.movedim(1, -1)),
     }
+    if perceptual is not None:
+        terms["perceptual"] = perceptual(fold_frames(pixels), fold_frames(restored)).mean()
+    if discriminator is not None and step >= w.start:
+        terms["adversarial"] = F.softplus(-held(discriminator, restored)).mean()
     scales = {**vars(w), "entropy": w.entropy_at(step)}
     loss = sum((scales[name] * term for name, term in terms.items()), z.new_zeros(()))
     return {"loss": loss, **terms}, restored.detach()
@@ -295,12 +309,16 @@ def discriminator_losses(
     """Losses of the discriminator on clips `(B, 3, T, H, W)` each, scalars of which `loss` is minimised.
 
     `anchors (2,)`: running means of its logits on real and on restored clips (`moved`). `r1` is the squared gradient of the
-    logit by a real clip (Mescheder et al. 2018, equation 9, without the half), `lecam` as in `lecam`.
+    logit by a real clip (Mescheder et al. 2018, equation 9, without the half), `lecam` as in `lecam`. All in float32, under
+    autocast, too.
     """
     w = weights or Weights()
-    real = real.detach().requires_grad_()
-    on_real, on_fake = discriminator(real), discriminator(fake.detach())  # (B, 1) each
-    (slope,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
+    # A slope's own slope wants the digits; and torch 2.13 fills the weights' gradients of bf16 convolutions over two frames,
+    # padded to four, with whatever lay in memory (on CPUs with such instructions).
+    with torch.autocast(real.device.type, enabled=False):
+        real = real.detach().float().requires_grad_()
+        on_real, on_fake = discriminator(real), discriminator(fake.detach().float())  # (B, 1) each
+        (slope,) = torch.autograd.grad(on_real.sum(), real, create_graph=True)
     terms = {
         "adversarial": F.softplus(-on_real).mean() + F.softplus(on_fake).mean(),
         "r1": slope.square().flatten(1).sum(1).mean(),

@@ -62,7 +62,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where} must have {len(kinds)} values, got {len(value)}; correct it")
         return tuple(_convert(k, v, where) for k, v in zip(kinds, value, strict=True))
     if origin is list:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{where} must be a list, got {value!r}; correct it")
         return [_convert(args[0], v, where) for v in value]
+    if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} must be an object, got {value!r}; correct it")
+        return {_convert(args[0], k, where): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
     if origin is typing.Literal:
         if value not in args:
             raise UserError(f"{where} must be one of {', '.join(map(str, args))}, got {value!r}; choose one of them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.core.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -45,6 +52,35 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def held(folder: str | Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder, which is made; the system lets go when a process ends.
+
+    Advisory: where the system or the disk has no such locks, nobody is kept out. A folder that was made here and is still empty
+    in the end goes again. Raises UserError when another process is at work there or the folder cannot be written.
+    """
+    path = Path(folder) / LOCK
+    try:
+        made = not path.parent.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror or error}; choose another place") from error
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
+                    raise UserError(f"another process is at work in {folder}; wait for it, or choose another folder") from error
+        yield
+    finally:
+        os.close(handle)
+        if made and os.listdir(path.parent) == [LOCK]:
+            path.unlink()
+            path.parent.rmdir()
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON, whole or not at all."""
     with whole_file(path) as temporary:
@@ -52,12 +88,14 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON. Raises UserError when the file is missing or broken."""
+    """Read JSON. Raises UserError when the file is missing, broken or no file."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; check the name") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; give a file that you may read") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore it from its source") from error
 
 

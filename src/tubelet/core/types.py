@@ -29,6 +29,8 @@ class Strides:
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Latent `(T, H, W)` of a pixel size. Raises UserError when the size does not fit the strides."""
+        if self.t == 1 and frames < 1:
+            raise UserError(f"frames must be at least 1, got {frames}; ask for more")
         if frames < 1 or (frames - 1) % self.t:
             below = max(1, 1 + (frames - 1) // self.t * self.t)
             raise UserError(f"frames must be 1 + a multiple of {self.t}, got {frames}: try {below} or {below + self.t}")

@@ -7,7 +7,7 @@ ranks nor a restart changes what is drawn. Rank r of w takes items r::w of each 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -300,7 +300,8 @@ class BucketStream:
 
     A batch of one shape holds at most `count` items (of `draw`) and at most `budget` tokens, always at least one item. What an
     epoch leaves over comes as smaller batches; an epoch's batches are shuffled. Resumes at a batch, so `count` and `budget` are
-    part of the state. All captions of a batch are of one kind, drawn per batch.
+    part of the state. All captions of a batch are of one kind, drawn per batch. A skipped record is replaced by the next
+    readable one of its shape; where none of a shape can be read, its batches are left out.
     """
 
     def __init__(
@@ -322,6 +323,7 @@ class BucketStream:
         self.choice = CaptionChoice(proportions or {"short": 1.0, "dense": 1.0, "human": 1.0}, seed)
         self.epoch, self.batch, self.count = 0, 0, 0
         self._plan: tuple[tuple[int, int], list[list[int]]] | None = None
+        self._unreadable: set[tuple[int, ...]] = set()
 
     def plan(self, epoch: int, count: int) -> list[list[int]]:
         """The global batches of an epoch, from (seed, epoch, count, budget, shapes) alone."""
@@ -336,13 +338,22 @@ class BucketStream:
         if self.batch and count != self.count:
             raise UserError(f"the batch size changed from {self.count} to {count} inside an epoch; keep it")
         self.count = count
-        batches = self.plan(self.epoch, count)
-        draws = [Draw(self.epoch, index) for index in batches[self.batch][self.rank :: self.world]]
-        choice = self.choice.of_batch(self.epoch * len(batches) + self.batch)
-        self.batch += 1
-        if self.batch == len(batches):
-            self.epoch, self.batch = self.epoch + 1, 0
-        return gather(self.dataset, draws, choice)
+        # All ranks read the same data, and so leave out the same shapes.
+        while not self._unreadable.issuperset(self.shapes):
+            batches = self.plan(self.epoch, count)
+            draws = [Draw(self.epoch, index) for index in batches[self.batch][self.rank :: self.world]]
+            shape = self.shapes[draws[0].index]
+            choice = self.choice.of_batch(self.epoch * len(batches) + self.batch)
+            self.batch += 1
+            if self.batch == len(batches):
+                self.epoch, self.batch = self.epoch + 1, 0
+            if shape in self._unreadable:
+                continue
+            records, places = _read(self.dataset, draws, choice, lambda index, other: self.shapes[index] == self.shapes[other])
+            if records:
+                return _batch(records, places)
+            self._unreadable.add(shape)
+        raise UserError(UNREADABLE)
 
     def state(self) -> State:
         return {
@@ -360,7 +371,8 @@ class PackStream:
 
     `tokens[i]` is item i's cost. A draw of `count` is `count` packs as one batch, whose tensors are lists (one per sample) in
     place of stacks: neighbours of equal cost stand together, which packed attention computes in one call. `padding` says what
-    share of the budget the current epoch leaves empty.
+    share of the budget the current epoch leaves empty. A skipped record is replaced by the next readable one that costs no
+    more, or left out; packs of which nothing can be read hold one that can.
     """
 
     def __init__(
@@ -408,7 +420,9 @@ class PackStream:
             if self.pack == len(packs):
                 self.epoch, self.pack = self.epoch + 1, 0
         draws.sort(key=lambda draw: -self.tokens[draw.index])
-        records, places = _read(self.dataset, draws, self.choice)
+        records, places = _read(self.dataset, draws, self.choice, lambda index, other: self.tokens[other] <= self.tokens[index])
+        if not records:
+            records, places = _read(self.dataset, draws[:1], self.choice)  # any sample fits into an empty pack
         batch: Batch = {name: [record.tensors[name] for record in records] for name in records[0].tensors}
         batch["key"] = [record.key for record in records]
         if places is not None:
@@ -424,9 +438,16 @@ class PackStream:
         self.epoch, self.pack = int(state["epoch"]), int(state["pack"])
 
 
+UNREADABLE = "no record of the data set can be read; restore the shards from their source"
+
+
 def gather(dataset: Dataset, draws: Sequence[Draw], choice: CaptionChoice) -> Batch:
     """Read, choose captions, stack."""
-    records, places = _read(dataset, draws, choice)
+    return _batch(*_read(dataset, draws, choice))
+
+
+def _batch(records: Sequence[Record], places: Sequence[int] | None) -> Batch:
+    """Records stacked, with those of their captions that were chosen."""
     batch = collate(records)
     if places is not None:
         batch["caption"] = [record.meta["captions"][place]["text"] for record, place in zip(records, places, strict=True)]
@@ -434,17 +455,27 @@ def gather(dataset: Dataset, draws: Sequence[Draw], choice: CaptionChoice) -> Ba
     return batch
 
 
-def _read(dataset: Dataset, draws: Sequence[Draw], choice: CaptionChoice) -> tuple[list[Record], list[int] | None]:
-    """The drawn records, an unreadable one replaced by the next, and which caption of each; None where some have none."""
-    records: list[Record] = []
+def _read(
+    dataset: Dataset, draws: Sequence[Draw], choice: CaptionChoice, fits: Callable[[int, int], bool] | None = None
+) -> tuple[list[Record], list[int] | None]:
+    """The drawn records, an unreadable one replaced by the next, and which caption of each; None where some have none.
+
+    `fits(index, other)`: may `other` stand for `index`? One for which nothing can stand is left out. Without `fits` anything
+    can, and a data set without a readable record raises UserError.
+    """
+    found: list[tuple[Record, Draw]] = []
     for draw in draws:
-        record, index = dataset.read(draw.index), draw.index
-        while record is None:
-            index = (index + 1) % len(dataset)
-            if index == draw.index:
-                raise UserError("no record of the data set can be read; restore the shards from their source")
-            record = dataset.read(index)
-        records.append(record)
+        record = dataset.read(draw.index)
+        for step in range(1, len(dataset)):
+            if record is not None:
+                break
+            other = (draw.index + step) % len(dataset)
+            record = dataset.read(other) if fits is None or fits(draw.index, other) else None
+        if record is not None:
+            found.append((record, draw))
+        elif fits is None:
+            raise UserError(UNREADABLE)
+    records = [record for record, _ in found]
     if not all("captions" in record.meta for record in records):
         return records, None
-    return records, [choice.pick(record.meta["captions"], draw) for record, draw in zip(records, draws, strict=True)]
+    return records, [choice.pick(record.meta["captions"], draw) for record, draw in found]

@@ -53,6 +53,11 @@ def vlb_terms(x: Tensor, z: Tensor, t: Tensor, eps: Tensor, v: Tensor, path: Var
         t: integer steps `(B,)`.
         eps, v: the network's answers, shaped like x.
     """
+    return _vlb_nats(x, z, t, eps, v, path).flatten(1).mean(1) / math.log(2)
+
+
+def _vlb_nats(x: Tensor, z: Tensor, t: Tensor, eps: Tensor, v: Tensor, path: VariancePreserving) -> Tensor:
+    """`vlb_terms` of every value, `(B, C, ...)`, in nats."""
     low, _ = variance_bounds(path, t)
     table = torch.cat([torch.ones(1, dtype=torch.float64), path.alphas_cumprod]).to(t.device)
     before, now = table[t], table[t + 1]
@@ -63,8 +68,7 @@ def vlb_terms(x: Tensor, z: Tensor, t: Tensor, eps: Tensor, v: Tensor, path: Var
     gap = _wide(of_x, x) * (x - x_hat)
     divergence = (log_variance - truth - 1 + (truth - log_variance).exp() + gap.square() * (-log_variance).exp()) / 2
     surprise = _level_surprise(x, _wide(of_x, x) * x_hat + _wide(of_z, z) * z, log_variance)
-    nats = torch.where(_wide(t, x) == 0, surprise, divergence)  # (B, C, ...)
-    return nats.flatten(1).mean(1) / math.log(2)
+    return torch.where(_wide(t, x) == 0, surprise, divergence)  # (B, C, ...)
 
 
 def hybrid_loss(
@@ -73,6 +77,7 @@ def hybrid_loss(
     rng: torch.Generator,
     path: VariancePreserving,
     weight: float = 1e-3,
+    mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """L_simple + weight * L_vlb (equation 16), at one random step per sample.
 
@@ -82,6 +87,8 @@ def hybrid_loss(
         rng: the only source of randomness: steps first, then noise.
         path: a chain that ends with some signal, else eps is undefined.
         weight: of the bound over all steps, estimated from the ones that were drawn.
+        mask: of 0 and 1, broadcasts against x with one channel, `(B, 1, ...)`: values at 0 do not count, in neither part, the
+            others all alike. At least one must. None: all count.
 
     Returns "loss", to be minimised, and its parts: "simple", the mean squared error of eps, and "vlb" in bits per value.
     """
@@ -98,8 +105,14 @@ def hybrid_loss(
             f"a network with learned variances gives 2 x {x.shape[1]} channels, got {tuple(answer.shape)}; set it so"
         )
     eps, v = answer.chunk(2, dim=1)  # (B, C, ...) each
-    simple = (eps - noise).square().mean()
-    vlb = N * vlb_terms(x, z, t, eps, v, path).mean()
+    if mask is None:
+        simple = (eps - noise).square().mean()
+        vlb = N * vlb_terms(x, z, t, eps, v, path).mean()
+    else:
+        counted = mask.to(x).expand_as(x)
+        simple = ((eps - noise).square() * counted).sum() / counted.sum()
+        nats = (_vlb_nats(x, z, t, eps, v, path) * counted).sum() / counted.sum()
+        vlb = N * nats / math.log(2)
     return {"loss": simple + weight * vlb, "simple": simple, "vlb": vlb}
 
 

@@ -158,7 +158,7 @@ def flow_loss(
         weight: `(B, 1, T, H, W)` weights of cells (foreground above 1), at least 0 and not all 0; normalised to mean 1 over
             the batch. An axis may be 1.
         mask: `(B, T)` or `(B, T, H, W)` of 0 and 1: cells at 0 are known. They are shown clean, or at their sample's level in
-            `haze (B,)` where that is below its sigma, and their error does not count. At least one cell must be unknown.
+            `haze (B,)` where that is below its sigma, and their error does not count. Where all are known, the loss is 0.
         tokens: how many each sample has, for a shift by their count.
         prediction: what the network's output stands for; the loss is the same quantity for all, so runs compare.
         floor: the least sigma that divides, so that "x" does not explode near the data (Li & He 2025 use .05).
@@ -196,7 +196,7 @@ def flow_loss(
         cells = weight.to(error).expand_as(error)
     if unknown is not None:
         cells = cells * unknown
-    loss = (error * cells).sum() / cells.sum()
+    loss = (error * cells).sum() / cells.sum().clamp(min=1e-12)
 
     over = (1, 3, 4) if sampling.per_frame else (1, 2, 3, 4)
     total, share = (error.detach() * cells).sum(over).flatten(), cells.sum(over).flatten()  # (B,) or (B * T,)
@@ -257,7 +257,8 @@ def packed_flow_loss(
             cells[i] = cells[i] * spread(known.to(cells[i])[None], x[i][None])[0]
     total = torch.stack([(e * w).sum() for e, w in zip(errors, cells, strict=True)])  # (S,)
     share = torch.stack([w.sum() for w in cells])  # (S,)
-    return {"loss": total.sum() / share.sum(), **_quartiles(middle, total.detach(), share)}
+    # Of a pack that is known as a whole there is nothing to learn: its loss is 0, and so are its gradients.
+    return {"loss": total.sum() / share.sum().clamp(min=1e-12), **_quartiles(middle, total.detach(), share)}
 
 
 def packed_errors(

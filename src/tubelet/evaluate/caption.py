@@ -6,6 +6,7 @@ words compared with are those of `tubelet.worlds.grammar.parse`, or a world's ow
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,9 +75,9 @@ def follow(clip: np.ndarray | Reading, fps: float, wanted: Scene) -> dict[str, b
 
     A facet is right when it is right for every object that names it. When a named object cannot be tracked as one blob of
     its colour, every facet named is wrong. Colour also asks that no stray object of another colour is there. For paintings
-    colour
-    is every stroke's colour, direction every stroke's direction, event the number and kinds of strokes in order; for meals
-    event is the food and the number of bites. Raises UserError on a bad clip.
+    colour is every stroke's colour, direction every stroke's direction, event the number and kinds of strokes in order
+    (strokes of one colour count as one, for they may cross); for meals event is the food and the number of bites. Raises
+    UserError on a bad clip.
     """
     reading = clip if isinstance(clip, Reading) else Reading(clip, fps)
     kind = wanted.get("kind")
@@ -224,8 +225,17 @@ def _strokes(reading: Reading) -> list[tuple[dict[str, str], Track]]:
     return [(words, one) for _, words, one in sorted(found, key=lambda f: f[0])]
 
 
+def _by_colour(strokes: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Strokes as the tracker sees them: those of one colour are one, of which neither form nor direction can be told."""
+    merged: dict[str, Mapping[str, str]] = {}
+    for place, one in enumerate(strokes):
+        key = one.get("color", str(place))
+        merged[key] = {"color": key} if key in merged else one
+    return list(merged.values())
+
+
 def _follow_paint(reading: Reading, wanted: Scene) -> dict[str, bool]:
-    named = list(wanted.get("strokes", []))
+    named = _by_colour(wanted.get("strokes", []))
     seen = [words for words, _ in _strokes(reading)] if reading.backdrop == "paper" else []
 
     def match(key: str) -> bool:

@@ -210,6 +210,7 @@ def truth_figures(
     """
     out: Figures = {}
     fidelity: dict[str, list[float]] = defaultdict(list)
+    counts: Figures = {}
     for split in splits:
         tallies = {name: Tally() for name in ("floor", "ceiling", "chance")}
         for name, (kinds, count, laws) in _pools(n).items():
@@ -245,6 +246,8 @@ def truth_figures(
                     out[f"{root}/{split}/{beside}/evaluable"] = value
                 elif last != "n":
                     out[f"{key}/{split}/{beside}"] = value
+                elif (split, beside) == ("in", "ceiling"):
+                    counts[root] = value
         out |= _controls(n, split, size, frames, fps, seed, tick)
     for key, values in fidelity.items():
         out[key] = float(np.mean(values))
@@ -258,7 +261,7 @@ def truth_figures(
             for beside in ("floor", "chance"):
                 out[f"codec/{name}/{beside}"] = out[f"{name}/in/{beside}"]
             out[f"codec/{name}"] = out[f"codec/{name}/ceiling"] = out[key]
-            out[f"codec/{name}/n"] = float(n)
+            out[f"codec/{name}/n"] = counts[name]
     return out
 
 

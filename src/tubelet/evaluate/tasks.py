@@ -115,11 +115,12 @@ def _seams(add: Add, clip: np.ndarray, truth: np.ndarray, other: np.ndarray, fra
         add("seam/control", seam(swapped, frame))
 
 
-def motion(add: Add, clip: np.ndarray, episode: Episode, made: range, step: int) -> None:
+def motion(add: Add, clip: np.ndarray, episode: Episode, made: range, step: int, constant: np.ndarray | None = None) -> None:
     """Velocity of the first object in made frames: adds this file's `velocity`, its baselines and `found`.
 
     `clip` is uint8 `(T, H, W, 3)` as the episode's; `step` is 1 where made frames follow what is known, -1 where they lead
-    to it.
+    to it. `constant`: what stands for the velocity that is kept, `(2,)` in short sides a frame along `step`; by default that
+    of the two known frames next to what is made.
     """
     reading = Reading(clip, episode.fps)
     track = reading.objects(episode.tags["scene"]["objects"][:1])[0]
@@ -128,6 +129,8 @@ def motion(add: Add, clip: np.ndarray, episode: Episode, made: range, step: int)
     last = made[0] - 1 if step > 0 else made[-1] + 1
     # One known frame has no velocity.
     before = exact[last] - exact[last - step] if 0 <= last - step < len(exact) else np.zeros(2)
+    if constant is not None:
+        before = constant
     for frame in made:
         near = frame - step
         if not (whole[frame] and whole[near]):

@@ -24,7 +24,7 @@ from tubelet.diffusion.objectives import Prediction, denoiser
 from tubelet.diffusion.paths import RECTIFIED_FLOW, Path, shift_of_tokens, uniform_sigmas
 from tubelet.diffusion.solvers import SOLVERS
 from tubelet.nn.patch import patch_positions, token_grid
-from tubelet.tasks.given import Given, conditioned
+from tubelet.tasks.given import Given, conditioned, kept
 from tubelet.tasks.loop import cyclic
 from tubelet.text.base import TextEncoder
 
@@ -95,7 +95,8 @@ class Engine:
     `patch` is the denoiser's (frames, rows, columns) of latent cells per token: with the codec's strides it decides
     which sizes are possible. `watch` sees the films become. `path` is what the denoiser was trained on, `levels` are those of
     its noise levels that are visited. A denoiser with a method `begin` gives the network of each solver run anew: one that is
-    told its last estimate keeps it there.
+    told its last estimate keeps it there. One whose `takes_given` is true knows a single noise level per sample: it is called
+    with `given`, what is known of the films, in place of a level of 0 for known cells.
     """
 
     codec: Codec
@@ -169,9 +170,10 @@ class Engine:
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
         """Standardised latents `(B, C, T', h, w)`, float32, of films `(B, 3, T, H, W)` in [-1, 1]. Raises UserError when their
-        size does not fit."""
+        size or memory does not fit."""
         self.latent_shape((pixels.shape[3], pixels.shape[4]), pixels.shape[2])
-        return self.codec.encode(pixels.to(next(self.denoiser.parameters()).device)).float()
+        with _enough_memory(len(pixels), (pixels.shape[2], pixels.shape[3], pixels.shape[4])):
+            return self.codec.encode(pixels.to(next(self.denoiser.parameters()).device)).float()
 
     @torch.inference_mode()
     def denoise(
@@ -187,9 +189,15 @@ class Engine:
     ) -> Tensor:
         """Latents `(B, C, T, H, W)` of `shape (C, T, H, W)`, all requests together; the seconds are added to `timings`.
 
-        Raises UserError when they do not fit into memory or stop being finite.
+        Raises UserError when they do not fit into memory or stop being finite, and for a loop of tokens of several frames.
         """
         timings = {"text": 0.0, "denoise": 0.0} if timings is None else timings
+        if loop and self.strides.t > 1:
+            # The first latent frame, or token, is of one frame, the others are of several: a turned film is no film.
+            raise UserError(
+                f"a loop is turned frame by frame, and this system knows {self.strides.t} frames only together; "
+                "make the film without a loop, or use a system whose temporal stride and patch are 1"
+            )
         with _enough_memory(len(requests), self.codec.strides.pixel_shape(*shape[1:])):
             return self._denoise(requests, shape, sampling, given, loop, progress, timings)
 
@@ -226,6 +234,11 @@ class Engine:
         network: Any = self.denoiser.begin() if hasattr(self.denoiser, "begin") else self.denoiser  # type: ignore[operator]
         if given is not None and given.times is not None:
             network = functools.partial(network, positions=self._places(shape, given.times).to(device))
+        beside = bool(getattr(self.denoiser, "takes_given", False))
+        if given is not None:
+            given = given.to(device)
+            if beside:
+                network = functools.partial(network, given=given)
         denoise = guided(denoiser(network, self.prediction, self.path), condition, null, sampling.guidance, sampling.interval)
         tokens = math.prod(token_grid((shape[1], shape[2], shape[3]), self.patch))
         sigmas = self.levels(sampling.steps, shift_of_tokens(sampling.shift, tokens, sampling.tokens))
@@ -236,8 +249,10 @@ class Engine:
                 raise UserError(
                     "this model was trained on another path than known cells are noised along; leave haze and strength out"
                 )
-            given = given.to(device)
-            denoise, sigmas = conditioned(denoise, given, noise), sigmas * given.strength
+            if beside and loop:  # the film is turned, what is known of it is not
+                raise UserError("this model cannot make a loop of a film of which something is known; leave one of them out")
+            denoise = kept(denoise, given) if beside else conditioned(denoise, given, noise)
+            sigmas = sigmas * given.strength
 
         def stepped(done: int, steps: int, x_hat: Tensor) -> None:
             if progress is not None:

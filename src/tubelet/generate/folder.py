@@ -113,11 +113,12 @@ def shipped() -> list[str]:
 def find(name_or_path: str | Path) -> Path:
     """The folder of a system. Raises UserError that lists the shipped names when there is none."""
     by_name = SHIPPED / name_or_path if "/" not in str(name_or_path) and str(name_or_path) not in ("", ".", "..") else None
-    for folder in (by_name, Path(name_or_path)):
-        if folder is not None and (folder / SYSTEM_FILE).is_file():
-            return folder
-    if Path(name_or_path).is_dir() and str(name_or_path):
-        raise UserError(f"{name_or_path} holds no {SYSTEM_FILE}; name the folder of a system")
+    with contextlib.suppress(OSError):  # a name that is too long, for one, is nobody's
+        for folder in (by_name, Path(name_or_path)):
+            if folder is not None and (folder / SYSTEM_FILE).is_file():
+                return folder
+        if Path(name_or_path).is_dir() and str(name_or_path):
+            raise UserError(f"{name_or_path} holds no {SYSTEM_FILE}; name the folder of a system")
     names = ", ".join(shipped()) or "none yet"
     raise UserError(f"there is no system {str(name_or_path)!r}; shipped are: {names}; or give the folder of your own")
 

@@ -15,6 +15,7 @@ from tubelet.codecs import build_codec
 from tubelet.codecs.base import Codec
 from tubelet.core.config import from_dict, to_dict
 from tubelet.core.errors import UserError
+from tubelet.core.log import warn
 from tubelet.core.types import Video
 from tubelet.generate.clip import Clip
 from tubelet.generate.engine import Engine, Progress, Request, Sampling
@@ -138,6 +139,7 @@ class System:
 
         `loop`: a film without a first frame, whose last leads to its first. `expander` rewrites the prompt into the kind of
         caption the model was trained on; both are kept in the settings.
+        Words beyond what the text encoder reads do not count; a warning says so.
         Raises UserError for an empty prompt and for sizes, frames, steps, guidance or a solver that cannot be.
         """
         return self.generate_batch(
@@ -266,6 +268,17 @@ class System:
             )
         return self.engine.encode(torch.cat([film.pixels[:, :, :1], film.pixels], 2))[:, :, 1:]
 
+    def _pictured(self, picture: Video, frame: int) -> tuple[int, Tensor]:
+        """The latent frame that a picture at `frame` stands in, and its latents `(1, C, 1, h, w)`.
+
+        A latent frame of several frames is known as a whole or not at all: the picture is held for all of them.
+        """
+        stride = self.codec.strides.t
+        if frame == 0 or stride == 1:
+            return frame, self._encoded(picture)
+        held = picture.pixels.expand(-1, -1, 1 + self.engine.strides.t, -1, -1)  # (1, 3, 1 + t, H, W)
+        return 1 + (frame - 1) // stride, self.engine.encode(held)[:, :, -1:]
+
     def _film(
         self,
         shots: Sequence[Shot],
@@ -279,12 +292,14 @@ class System:
         progress: Progress | None,
     ) -> Clip:
         size = self.config.size if size is None else size
-        known = [(0, past)] if past is not None else []
+        clips = [(0, past)] if past is not None else []
+        pictures: list[tuple[int, Video]] = []
         begins = [0 if past is None else past.frames]
         for shot in shots:
-            known += [(begins[-1] + shot.at(frame), picture) for frame, picture in shot.pictures.items()]
+            pictures += [(begins[-1] + shot.at(frame), picture) for frame, picture in shot.pictures.items()]
             begins.append(begins[-1] + shot.frames)
-        known += [(begins[-1], future)] if future is not None else []
+        clips += [(begins[-1], future)] if future is not None else []
+        known = clips + pictures
         frames = begins[-1] + (0 if future is None else future.frames)
         shape = self.engine.latent_shape(size, frames)
         cells = [self._cell(begin) for begin in begins]
@@ -295,10 +310,11 @@ class System:
         for _, clip in known:
             if clip.size != size:
                 raise UserError(f"the film is {size[0]}x{size[1]}, a known clip {clip.size[0]}x{clip.size[1]}; fit it")
-        parts = [(self._cell(begin), self._encoded(clip, later=begin > 0)) for begin, clip in known]
+        parts = [(self._cell(begin), self._encoded(clip, later=begin > 0)) for begin, clip in clips]
+        parts += [self._pictured(picture, frame) for frame, picture in pictures]
         parts = parts or [(0, torch.empty(1, shape[0], 0, *shape[2:], device=self.device))]
         timeline = place(parts, shape[1])
-        window = rolling.window or self._cell(self.config.frames - 1) + 1
+        window = rolling.window or self.codec.strides.latent_shape(self.config.frames, *size)[0]
         windows = plan(timeline.known, spans, window, rolling.overlap or max(1, window // 3), rolling.sink)
         timings = {"text": 0.0, "denoise": 0.0, "decode": 0.0}
         latents = roll(
@@ -371,7 +387,10 @@ class System:
             if not isinstance(prompt, str) or not prompt.strip():
                 raise UserError('the prompt is empty; say what to show, for example "a red ball bounces"')
         expander = expander or self.expander
-        return [expander.expand(prompt).text if expander is not None else prompt for prompt in prompts]
+        texts = [expander.expand(prompt).text if expander is not None else prompt for prompt in prompts]
+        if any(self.text.truncated(text) for text in texts):
+            warn("these are more words than the model reads; the last ones do not count")
+        return texts
 
     def _settings(self, size: tuple[int, int], frames: int, sampling: Sampling) -> dict[str, Any]:
         """What a clip's file says beside its words, seed and task."""

@@ -1,4 +1,4 @@
-"""Read any film or picture, and sound: exact seek, frame rate by timestamps, rotation and mirroring applied, alpha on white.
+"""Read any film or picture, and sound: exact seek, frame rate by timestamps, pixels made square, turned upright, alpha laid.
 
 Only what is asked for is decoded, so an excerpt of a ten-hour film costs an excerpt. A frame stands from its own time until
 the next frame's; the frame "at" a time is the one that stands then. Times count from the film's first frame.
@@ -13,8 +13,9 @@ import os
 import struct
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import av.error
@@ -34,6 +35,9 @@ from tubelet.core.types import Video
 from tubelet.media.audio import Audio, joined
 from tubelet.media.encode import stored_size
 from tubelet.media.resize import Fit, resize
+
+Ground = Literal["white", "black"]
+"""What shows through where a picture is transparent."""
 
 STILL_SECONDS = 1.0  # how long a picture without a duration stands, as a one-frame video of 1 fps
 LARGEST_BYTES = 4 << 30  # of uint8 frames held by one `decode`
@@ -61,7 +65,8 @@ _PILLOW_ERRORS = (
 class MediaInfo:
     """What a file holds: upright height and width in pixels, frames per second (the mean where it varies), seconds, codec.
 
-    `frames` is the count that the file states, or an estimate from its length where it states none.
+    `frames` is the count that the file states, or an estimate from its length where it states none. `still`: a picture without
+    a duration, whose seconds are no more than a convention. Sound that outlasts the picture does not count.
     """
 
     height: int
@@ -70,6 +75,7 @@ class MediaInfo:
     seconds: float
     frames: int
     codec: str
+    still: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,31 +102,37 @@ def probe(path: str | Path) -> MediaInfo:
                 image.load()
                 durations.append(_still_seconds(image, count))
             image.seek(0)
-            height, width = _flat(image).shape[:2]
-            return MediaInfo(height, width, count / sum(durations), sum(durations), count, (image.format or "picture").lower())
+            height, width = _flat(image, "white").shape[:2]
+            seconds, kind = sum(durations), (image.format or "picture").lower()
+            return MediaInfo(height, width, count / seconds, seconds, count, kind, still=count == 1)
     with _container(path) as (container, stream):
-        first = next(_shown_from(path, container, stream, 0.0), None)
+        first = next(_shown_from(path, container, stream, 0.0, "white"), None)
         if first is None:
             raise UserError(f"{path} holds no frame that can be decoded; restore it from its source")
         height, width = first.picture().shape[:2]
         fps = _rate(stream)
         if stream.duration and stream.time_base:
             seconds = float(stream.duration * stream.time_base)
-        elif container.duration:
-            seconds = container.duration / av.time_base
         else:
-            seconds = stream.frames / fps if stream.frames else 1 / fps
+            stated = (container.duration or 0) / av.time_base
+            seconds = _end(container, stream) or stated or (stream.frames / fps if stream.frames else 1 / fps)
         return MediaInfo(height, width, fps, seconds, stream.frames or max(1, round(seconds * fps)), stream.codec_context.name)
 
 
 def stream(
-    path: str | Path, *, start: float = 0.0, fps: float | None = None, size: tuple[int, int] | None = None, fit: Fit = "crop"
+    path: str | Path,
+    *,
+    start: float = 0.0,
+    fps: float | None = None,
+    size: tuple[int, int] | None = None,
+    fit: Fit = "crop",
+    ground: Ground = "white",
 ) -> Generator[np.ndarray, None, None]:
     """Yield uint8 `(H, W, 3)` frames from `start` seconds to the end, one at a time, however long the film.
 
     `fps=None` yields every stored frame; otherwise the frame standing at `start + k / fps` for every k, which is right for
     constant and variable rates alike. Animated pictures store a frame that repeats only once: read them with an `fps`.
-    `size` (H, W) and `fit` as in `media.resize`.
+    `size` (H, W) and `fit` as in `media.resize`; `ground` shows through what is transparent.
     Raises UserError when the file is missing, empty, truncated, damaged or no film, or when `start` lies behind the end.
     """
     path = _checked(path)
@@ -128,14 +140,14 @@ def stream(
         raise UserError(f"start must be 0 seconds or more, got {start}; choose another")
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise UserError(f"fps must be positive, got {fps}; choose another or leave it out")
-    return _stream(path, start, fps, size, fit)
+    return _stream(path, start, fps, size, fit, ground)
 
 
 def _stream(
-    path: Path, start: float, fps: float | None, size: tuple[int, int] | None, fit: Fit
+    path: Path, start: float, fps: float | None, size: tuple[int, int] | None, fit: Fit, ground: Ground
 ) -> Generator[np.ndarray, None, None]:
     emitted, end = 0, 0.0
-    with contextlib.closing(_shown(path, start)) as shown:
+    with contextlib.closing(_shown(path, start, ground)) as shown:
         for item in shown:
             end = item.end
             if item.end <= start:
@@ -163,6 +175,7 @@ def decode_uint8(
     fps: float | None = None,
     size: tuple[int, int] | None = None,
     fit: Fit = "crop",
+    ground: Ground = "white",
 ) -> tuple[np.ndarray, float]:
     """`frames` frames from `start` as uint8 `(T, H, W, 3)` and their rate; all up to the end when `frames` is None.
 
@@ -172,7 +185,7 @@ def decode_uint8(
         raise UserError(f"frames must be at least 1, got {frames}; ask for one or more, or leave it out for all")
     taken: list[np.ndarray] = []
     held = 0
-    with contextlib.closing(stream(path, start=start, fps=fps, size=size, fit=fit)) as source:
+    with contextlib.closing(stream(path, start=start, fps=fps, size=size, fit=fit, ground=ground)) as source:
         for picture in source:
             held += picture.nbytes
             if held > LARGEST_BYTES:
@@ -198,9 +211,10 @@ def decode(
     fps: float | None = None,
     size: tuple[int, int] | None = None,
     fit: Fit = "crop",
+    ground: Ground = "white",
 ) -> Video:
     """As `decode_uint8`, as a `Video` `(1, 3, T, H, W)` in [-1, 1]."""
-    return Video.from_uint8(*decode_uint8(path, start=start, frames=frames, fps=fps, size=size, fit=fit))
+    return Video.from_uint8(*decode_uint8(path, start=start, frames=frames, fps=fps, size=size, fit=fit, ground=ground))
 
 
 def decode_audio(path: str | Path, *, rate: int | None = None) -> Audio:
@@ -233,9 +247,9 @@ def decode_audio(path: str | Path, *, rate: int | None = None) -> Audio:
 
 def _checked(path: str | Path) -> Path:
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, not a film; name a file in it")
     try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, not a film; name a file in it")
         with open(path, "rb") as file:
             if not file.read(1):
                 raise UserError(f"{path} is empty (0 bytes); restore it from its source")
@@ -251,13 +265,13 @@ def _is_picture(path: Path) -> bool:
     return head.startswith(_PICTURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:12] == b"ftypavif"
 
 
-def _shown(path: Path, start: float) -> Generator[_Shown, None, None]:
+def _shown(path: Path, start: float, ground: Ground) -> Generator[_Shown, None, None]:
     if _is_picture(path):
         with _pictures(path) as image:
-            yield from _shown_pictures(image)
+            yield from _shown_pictures(image, ground)
     else:
         with _container(path) as (container, video):
-            yield from _shown_from(path, container, video, start)
+            yield from _shown_from(path, container, video, start, ground)
 
 
 @contextlib.contextmanager
@@ -271,7 +285,7 @@ def _pictures(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"{path} is a truncated or damaged picture ({error}); restore it from its source") from error
 
 
-def _shown_pictures(image: Image.Image) -> Iterator[_Shown]:
+def _shown_pictures(image: Image.Image, ground: Ground) -> Iterator[_Shown]:
     count = getattr(image, "n_frames", 1)
     begin = 0.0
     for number in range(count):
@@ -279,7 +293,7 @@ def _shown_pictures(image: Image.Image) -> Iterator[_Shown]:
         image.load()
         end = begin + _still_seconds(image, count)
         tick = 0.01 if image.format == "GIF" else 0.001
-        flat = _flat(image)
+        flat = _flat(image, ground)
         yield _Shown(begin, end - tick / 2, functools.partial(np.copy, flat))
         begin = end
 
@@ -291,8 +305,8 @@ def _still_seconds(image: Image.Image, count: int) -> float:
     return float(image.info.get("duration") or 100) / 1000
 
 
-def _flat(image: Image.Image) -> np.ndarray:
-    """uint8 `(H, W, 3)`, upright, alpha laid on white."""
+def _flat(image: Image.Image, ground: Ground) -> np.ndarray:
+    """uint8 `(H, W, 3)`, upright, alpha laid on `ground`."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith(("I;16", "I", "F")) and upright.mode != "RGB":
         deep = np.asarray(upright, np.float64)
@@ -300,7 +314,7 @@ def _flat(image: Image.Image) -> np.ndarray:
         grey = (deep / (257.0 if deep.max(initial=0) > 255 else 1.0)).clip(0, 255).round().astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)  # (H, W, 3)
     if upright.has_transparency_data:
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, ground), upright.convert("RGBA"))
     return np.asarray(upright.convert("RGB"))  # (H, W, 3)
 
 
@@ -341,13 +355,42 @@ def _rate(video: VideoStream) -> float:
     return float(rate) if rate else 25.0
 
 
-def _shown_from(path: Path, container: InputContainer, video: VideoStream, start: float) -> Iterator[_Shown]:
+def _aspect(video: VideoStream) -> Fraction:
+    """Width of a stored pixel over its height; 1 where the file states none, or none that a camera has."""
+    aspect = video.sample_aspect_ratio or Fraction(1)
+    return aspect if Fraction(1, 4) <= aspect <= 4 else Fraction(1)
+
+
+def _end(container: InputContainer, video: VideoStream) -> float | None:
+    """Seconds from the first frame's begin to the last one's end; nothing is decoded. None where the packets do not tell.
+
+    The container's own length is that of its longest track, which may be the sound.
+    """
+    tick, whole = float(video.time_base or 0), (container.duration or 0) / av.time_base
+    if not tick or whole <= 0:
+        return None
+    origin, usual = _begin(video), round(1 / _rate(video) / tick)
+    back = 0.0
+    with contextlib.suppress(av.error.FFmpegError):
+        while back < 4 * whole:
+            container.seek(round((origin + max(0.0, whole - back)) / tick), stream=video, backward=True)
+            ends = [packet.pts + (packet.duration or usual) for packet in container.demux(video) if packet.pts is not None]
+            if ends:
+                return max(ends) * tick - origin
+            # Without an index the jump may land behind the last frame.
+            back = max(1.0, back * 4)
+    return None
+
+
+def _shown_from(path: Path, container: InputContainer, video: VideoStream, start: float, ground: Ground) -> Iterator[_Shown]:
     """Frames from the one that stands at `start` on; decoding begins at the key frame before it."""
     _refuse_truncated(path, video)
     tick = float(video.time_base or 0)
     rate = _rate(video)
     origin = _begin(video)
-    crop = stored_size(container.metadata.get("comment"))
+    upright = functools.partial(
+        _upright, path, crop=stored_size(container.metadata.get("comment")), aspect=_aspect(video), ground=ground
+    )
     decoded = _seeked(path, container, video, start, origin) if start > 0 and tick else _decoded(path, container, video)
 
     held: av.VideoFrame | None = None
@@ -359,11 +402,11 @@ def _shown_from(path: Path, container: InputContainer, video: VideoStream, start
             # Two frames at one instant, or a clock that jumps back, would otherwise stand for a negative time.
             time = max(time, begin + tick)
             step = time - begin
-            yield _Shown(begin, time - tick / 2, functools.partial(_upright, path, held, crop))
+            yield _Shown(begin, time - tick / 2, functools.partial(upright, held))
         held, begin = frame, time
     if held is not None:
         length = float(held.duration * held.time_base) if held.duration and held.time_base else step
-        yield _Shown(begin, begin + length - tick / 2, functools.partial(_upright, path, held, crop))
+        yield _Shown(begin, begin + length - tick / 2, functools.partial(upright, held))
 
 
 def _refuse_truncated(path: Path, track: Stream) -> None:
@@ -435,16 +478,20 @@ def _seeked(path: Path, container: InputContainer, video: VideoStream, start: fl
         yield from _decoded(path, again, video_again)
 
 
-def _upright(path: Path, frame: av.VideoFrame, crop: tuple[int, int] | None) -> np.ndarray:
+def _upright(path: Path, frame: av.VideoFrame, crop: tuple[int, int] | None, aspect: Fraction, ground: Ground) -> np.ndarray:
     """uint8 `(H, W, 3)` with square pixels, as a player shows it."""
     if frame.is_corrupt:
         raise UserError(f"{path} is damaged at {frame.time or 0.0:.2f} seconds; restore it from its source")
+    how: dict[str, Any] = {"interpolation": QUALITY, "threads": 1}
+    if aspect != 1:
+        # Lines are what was filmed; as players do, columns are made to fit.
+        how |= {"width": max(1, round(frame.width * aspect)), "height": frame.height}
     if any(component.is_alpha for component in frame.format.components):
-        rgba = frame.to_ndarray(format="rgba", interpolation=QUALITY, threads=1).astype(np.float32)  # (H, W, 4)
-        alpha = rgba[..., 3:] / 255
-        pixels = (rgba[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)  # (H, W, 3)
+        rgba = frame.to_ndarray(format="rgba", **how).astype(np.float32)  # (H, W, 4)
+        alpha, behind = rgba[..., 3:] / 255, {"white": 255, "black": 0}[ground]
+        pixels = (rgba[..., :3] * alpha + behind * (1 - alpha)).round().astype(np.uint8)  # (H, W, 3)
     else:
-        pixels = frame.to_ndarray(format="rgb24", interpolation=QUALITY, threads=1)  # (H, W, 3)
+        pixels = frame.to_ndarray(format="rgb24", **how)  # (H, W, 3)
     if crop is not None and 0 <= pixels.shape[0] - crop[0] <= 1 and 0 <= pixels.shape[1] - crop[1] <= 1:
         pixels = pixels[: crop[0], : crop[1]]
     return _turned(pixels, frame)

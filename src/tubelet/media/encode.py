@@ -115,7 +115,7 @@ def _image_comment(path: Path) -> str | None:
         with Image.open(path) as image:
             exif = image.getexif().get(IMAGE_DESCRIPTION) if image.format == "WEBP" else None
             value = exif or image.info.get("comment") or image.info.get("Comment")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is neither a film nor a picture that can be read; check the name") from error
     return value.decode("latin-1") if isinstance(value, bytes) else value
 

@@ -291,29 +291,6 @@ class AutoregressivePrior(nn.Module):
         return self.decode(x, F.pad(mask, (0, x.shape[1] - mask.shape[1]), value=True))[:, before.shape[1] - 1 :]
 
 
-@torch.no_grad()
-def sample_codes(
-    model: AutoregressivePrior, ids: Tensor, mask: Tensor, text: Tensor, generator: torch.Generator, dot: Tensor | None = None
-) -> Tensor:
-    """Codes `(B, K)` drawn one component after the other; without `dot (B,)` the level is drawn from the top half.
-
-    `Buckets.dequantise` and `PCA.restore` turn them into an embedding. Inputs and errors as in the model's `forward`.
-    """
-    c = model.config
-    if dot is None:
-        dot = high_dots(len(ids), c.dots, generator).to(ids.device)
-    past = [KeyValues() for _ in model.blocks]
-    x = model.prefix(ids, mask, text, dot)  # (B, L + 2, D)
-    seen = F.pad(mask, (0, 2), value=True)
-    codes: list[Tensor] = []
-    for k in range(c.components):
-        chances = model.decode(x, seen, past)[:, -1].float().softmax(-1)  # (B, buckets)
-        codes.append(torch.multinomial(chances.to(generator.device), 1, generator=generator).to(ids.device))  # (B, 1)
-        if k < c.components - 1:
-            x, seen = model.read(codes[-1], k), F.pad(seen, (0, 1), value=True)
-    return torch.cat(codes, dim=1)  # (B, K)
-
-
 # Manipulations
 
 

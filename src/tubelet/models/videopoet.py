@@ -9,8 +9,7 @@ From the paper: the special tokens and their order, the ranges of ids, the lengt
 out, and the shares of images and videos over training. The paper gives no widths, no depths and no layer; those here are
 ours: pre-norm blocks of 12 D^2 weights, rotary positions in the row, one table for input and output, and the widths and depths
 of GPT-3 (Brown et al. 2020, table 2.1) whose name is nearest. So no count here is one of the paper's. Its text vocabulary
-has no ids here, since text is never predicted. Stylisation, the continuation of sound and the noise on the codes that the
-super-resolution reads are left out.
+has no ids here, since text is never predicted. Stylisation and the continuation of sound are left out.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -236,6 +236,57 @@ def painting(layout: Layout, masked: Tensor, video: Tensor, outside: bool, text:
         raise UserError(f"a video of {tuple(video.shape)} tokens has a hole of {tuple(masked.shape)}; give both in one size")
     task = Task.OUTPAINTING if outside else Task.INPAINTING
     return _row(layout, task, text=text, source=source, seen=masked, video=video)
+
+
+FILM_TASKS = ("text to image", "text to video", "image to video", "frame prediction", "inpainting", "outpainting")
+"""What is made of a prompt and of words of films; `film_rows` puts their rows together."""
+
+
+def reads_words(task: str) -> bool:
+    """Whether a prompt stands in a task's prefix: everywhere but in frame prediction, which is to go by what is seen alone.
+
+    The exception is ours. Raises UserError when there is no such task.
+    """
+    if task not in FILM_TASKS:
+        raise UserError(f"there is no task {task!r}; choose one of {', '.join(FILM_TASKS)}")
+    return task != "frame prediction"
+
+
+def film_rows(
+    task: str, layout: Layout, video: Tensor, masked: Tensor | None = None, given: int = 1, text: int = 0
+) -> tuple[Row, Tensor]:
+    """Rows of one of `FILM_TASKS` for a batch: the row of the first, which says what stands where, and all ids `(B, L)`.
+
+    Codes of films `video (B, T, H, W)`; in- and outpainting also read those of films with a hole, `masked` like `video`.
+    `given` is the number of known token frames of frame prediction; a picture is a film's first token frame. Raises UserError
+    on an unknown task and where there is nothing to read or to make.
+    """
+    prompt = text if reads_words(task) else 0
+    seen: Tensor | None = None
+    made, one = video, video[0]
+    if task == "text to image":
+        made = video[:, :1]
+        row = text_to_video(layout, one[:1], prompt)
+    elif task == "text to video":
+        row = text_to_video(layout, one, prompt)
+    elif task == "image to video":
+        row = image_to_video(layout, one, prompt)
+        seen, made = video[:, :1], video[:, 1:]
+    elif task == "frame prediction":
+        row = frame_prediction(layout, one, given, prompt)
+        seen, made = video[:, :given], video[:, given:]
+    else:
+        if masked is None:
+            raise UserError(f"{task} reads films with a hole, none are there; give their words, too")
+        row = painting(layout, masked[0], one, task == "outpainting", prompt)
+        seen = masked
+    ids = row.ids.to(video.device).repeat(len(video), 1)  # (B, L)
+    place = torch.arange(len(row.ids))
+    visual = row.ids >= layout.visual_range.start
+    if seen is not None:
+        ids[:, visual & (place < row.prefix)] = layout.visual_ids(seen)
+    ids[:, visual & (place >= row.prefix)] = layout.visual_ids(made)
+    return row, ids
 
 
 def video_to_audio(layout: Layout, video: Tensor, audio: Tensor, text: int = 0, source: int = 0) -> Row:
@@ -517,8 +568,17 @@ class SuperResolution(nn.Module):
         )
         self.norm = nn.LayerNorm(D, EPS)
         self.head = nn.Linear(D, 2 * config.factor)
-        for table in (self.high, self.low, self.coarse_high, self.coarse_low):
-            nn.init.normal_(table.weight, std=0.02)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Fill every parameter: for a module built on the meta device, after `to_empty`. Tables of deviation 0.02, the rest as
+        torch does."""
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, (nn.Linear, nn.LayerNorm)):
+                module.reset_parameters()
 
     def forward(self, codes: Tensor, coarse: Tensor, text: Condition, keep: Tensor | None = None) -> Tensor:
         """Codes `(B, T, H, W)`, MASK where unknown, coarse codes `(B, T, H/2, W/2)` and text to `(B, T, H, W, 2, factor)`.
@@ -550,6 +610,52 @@ class SuperResolution(nn.Module):
         return torch.cat(parts, dim=-1).to(self.high.weight.dtype)  # (T, H, W, D)
 
 
+def resampled(codes: Tensor, share: Tensor, words: int, generator: torch.Generator) -> Tensor:
+    """Codes `(B, ...)` of which each is drawn anew among `words` with the probability `share (B,)` of its sample.
+
+    Noise in the space of codes (section 3.3): what a super-resolution reads in training is then no better than what a language
+    model makes for it.
+    """
+    where, device = generator.device, codes.device
+    chance = share.to(where).view(-1, *[1] * (codes.ndim - 1))  # (B, 1, ...)
+    again = torch.rand(codes.shape, generator=generator, device=where) < chance
+    drawn = torch.randint(words, codes.shape, generator=generator, device=where)
+    return torch.where(again.to(device), drawn.to(device), codes)
+
+
+def guided(
+    model: SuperResolution,
+    codes: Tensor,
+    coarse: Tensor,
+    text: Condition,
+    null: Condition | None = None,
+    text_scale: float = 4.0,
+    coarse_scale: float = 1.0,
+) -> Tensor:
+    """`model(codes, coarse, text)` guided by the coarse codes and by the text, each at its own scale, in one batch.
+
+    nothing + coarse_scale * (coarse - nothing) + text_scale * (both - coarse), as Brooks et al. 2023 ("InstructPix2Pix",
+    equation 3) guide by a picture and its text; the scales are those of the first stage, the second's are 8 and 2 (section
+    3.3). `null` are as many empty prompts. What a scale of 1 does not need is not computed. Raises UserError where empty
+    prompts are needed and missing.
+    """
+    branches = [(text, True)]
+    if text_scale != 1.0 or coarse_scale != 1.0:
+        if null is None:
+            raise UserError("guidance of a super-resolution needs empty prompts; give them as null, or set both scales to 1")
+        branches += [(null, True)] + ([(null, False)] if coarse_scale != 1.0 else [])
+    B, n = len(codes), len(branches)
+    keep = torch.tensor([kept for _, kept in branches], device=codes.device).repeat_interleave(B)  # (n*B,)
+    words = Condition.cat([said for said, _ in branches]) if n > 1 else text
+    whole = model(codes.repeat(n, 1, 1, 1), coarse.repeat(n, 1, 1, 1), words, keep)  # (n*B, T, H, W, 2, factor)
+    both, *rest = whole.chunk(n)
+    if not rest:
+        return both
+    seen = rest[0]
+    base = seen if n == 2 else rest[1] + coarse_scale * (seen - rest[1])
+    return base + text_scale * (both - seen)
+
+
 def masked_loss(logits: Tensor, codes: Tensor, hidden: Tensor) -> Tensor:
     """Mean cross-entropy of both digits of the `hidden (B, T, H, W)` ones of `codes (B, T, H, W)`, in nats, `()`."""
     goals = split_ids(codes[hidden], 2, logits.shape[-1])  # (K, 2)
@@ -557,37 +663,70 @@ def masked_loss(logits: Tensor, codes: Tensor, hidden: Tensor) -> Tensor:
     return total / max(1, goals.numel())
 
 
-def tiny(config: VideoPoetConfig) -> VideoPoetConfig:
+# The catalogue
+
+Config = VideoPoetConfig | SuperResolutionConfig
+
+
+def build(config: Config) -> nn.Module:
+    """The part of VideoPoet that a config is of."""
+    return VideoPoet(config) if isinstance(config, VideoPoetConfig) else SuperResolution(config)
+
+
+@overload
+def tiny(config: VideoPoetConfig) -> VideoPoetConfig: ...
+@overload
+def tiny(config: SuperResolutionConfig) -> SuperResolutionConfig: ...
+def tiny(config: Config) -> Config:
     """A config of the same shape, small enough for tests."""
+    if isinstance(config, SuperResolutionConfig):
+        windows = ((1, 4, 2), (1, 2, 4), (2, 2, 2))
+        return replace(config, width=32, heads=4, depth=1, windows=windows, text=24, factor=4)
     return replace(config, width=32, heads=4, depth=2, text=24, layout=Layout(visual=32, levels=config.layout.levels, codes=8))
 
 
 COUNTED_VIDEO = (5, 16, 16)
-"""Tokens of the video that a size is counted at: 17 frames of 128 x 128."""
+"""Tokens of the video that a size is counted at: 17 frames of 128 x 128. A super-resolution is counted at what it makes."""
 
 
-def example(config: VideoPoetConfig, batch: int = 1) -> tuple[Tensor, Tensor, Condition]:
-    """Random inputs for `forward`: rows of text-to-video `(B, L)`, their prefix `(B,)` and 64 text states."""
+def _made(config: SuperResolutionConfig) -> tuple[int, int, int]:
+    """Tokens (T, H, W) that a stage makes: each of its windows is whole along its own axis."""
+    (_, height, _), (_, _, width), (time, _, _) = config.windows
+    return time, height, width
+
+
+def example(config: Config, batch: int = 1) -> tuple[Any, ...]:
+    """Random inputs for `forward`, with 64 text states: rows of text-to-video `(B, L)` and their prefix `(B,)`; or codes of
+    which a half is masked `(B, T, H, W)` and coarse ones `(B, T, H/2, W/2)`."""
+    condition = Condition(torch.randn(batch, MAX_TEXT, config.text), torch.ones(batch, MAX_TEXT, dtype=torch.bool))
+    if isinstance(config, SuperResolutionConfig):
+        T, H, W = _made(config)
+        codes = torch.randint(config.factor**2, (batch, T, H, W))
+        hidden = torch.arange(T * H * W).view(T, H, W) % 2 == 0
+        return codes.masked_fill(hidden, MASK), torch.randint(config.factor**2, (batch, T, H // 2, W // 2)), condition
     # The marks are made on the CPU: on the meta device no row can be put together.
     with torch.device("cpu"):
         row = text_to_video(config.layout, torch.zeros(COUNTED_VIDEO, dtype=torch.long), MAX_TEXT)
         video = torch.randint(0, config.layout.visual, (batch, *COUNTED_VIDEO))
         ids = row.ids.repeat(batch, 1)  # (B, L)
         ids[:, row.prefix + 1 : -2] = config.layout.visual_ids(video)
-    device = torch.get_default_device()
-    condition = Condition(torch.randn(batch, MAX_TEXT, config.text), torch.ones(batch, MAX_TEXT, dtype=torch.bool))
-    return ids.to(device), torch.full((batch,), row.prefix), condition
+    return ids.to(torch.get_default_device()), torch.full((batch,), row.prefix), condition
 
 
-def stated(config: VideoPoetConfig) -> str:
+def stated(config: Config) -> str:
     """The input that `example` makes, in words."""
-    T, H, W = COUNTED_VIDEO
+    T, H, W = _made(config) if isinstance(config, SuperResolutionConfig) else COUNTED_VIDEO
+    if isinstance(config, SuperResolutionConfig):
+        return f"{MAX_TEXT} text tokens, {T} x {H // 2} x {W // 2} video tokens below {T} x {H} x {W}, {config.factor**2:,} ids"
     return f"{MAX_TEXT} text tokens, {T} x {H} x {W} video tokens (T, H, W), {config.layout.size:,} ids"
 
 
-# The names are the paper's, the sizes are not (see above): GPT-3 Medium, XL and 6.7B, with 16 heads where that table has 24.
-SIZES: dict[str, VideoPoetConfig] = {
+# The names are the paper's, the sizes are not (see above): GPT-3 Medium, XL and 6.7B, with 16 heads where that table has 24;
+# of the super-resolution widths and rounds of layers that make about the paper's parameters.
+SIZES: dict[str, Config] = {
     "300M": VideoPoetConfig(1024, 16, 24),
     "1B": VideoPoetConfig(2048, 16, 24),
     "8B": VideoPoetConfig(4096, 32, 32),
+    "SR-1B": SuperResolutionConfig(2048, 32, 4, STAGES["5x56x32"]),
+    "SR-500M": SuperResolutionConfig(1280, 20, 5, STAGES["5x112x64"]),
 }

@@ -7,9 +7,14 @@ equation 7).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Perceptual = Callable[[Tensor, Tensor], Tensor]
+"""A distance between images, `(n, 3, H, W)` in [-1, 1] twice to `(n,)`, differentiable in both. None is shipped."""
 
 
 class PatchDiscriminator(nn.Module):
@@ -48,6 +53,12 @@ class PatchDiscriminator(nn.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             h = F.leaky_relu(norm(conv(h)), 0.2)
         return self.last(h).float()  # (B, 1, h, w)
+
+
+def held(discriminator: nn.Module, x: Tensor) -> Tensor:
+    """The discriminator's logits of `x`, whose gradient reaches `x` and none of its parameters."""
+    constants = {name: p.detach() for name, p in discriminator.named_parameters()}
+    return torch.func.functional_call(discriminator, constants, x)
 
 
 def hinge(real: Tensor, made: Tensor) -> Tensor:

@@ -15,11 +15,13 @@ from typing import Any
 from tubelet.core.errors import UserError
 
 RECIPES: dict[str, str] = {
+    "autoencoders": "tubelet.recipes.autoencoders",
     "captioner": "tubelet.recipes.captioner",
     "cascade": "tubelet.recipes.cascade",
     "codec-table": "tubelet.recipes.codec_table",
     "ddpm": "tubelet.recipes.ddpm",
     "events": "tubelet.recipes.events",
+    "language-tasks": "tubelet.recipes.language_tasks",
     "native-sizes": "tubelet.recipes.native_sizes",
     "navit-sizes": "tubelet.recipes.navit_sizes",
     "footage": "tubelet.recipes.footage",
@@ -34,7 +36,9 @@ RECIPES: dict[str, str] = {
     "unclip": "tubelet.recipes.unclip",
     "unet-or-dit": "tubelet.recipes.unet_or_dit",
     "vdt-conditioning": "tubelet.recipes.vdt_conditioning",
+    "vdt-tasks": "tubelet.recipes.vdt_tasks",
     "walt-ablations": "tubelet.recipes.walt_ablations",
+    "walt-long": "tubelet.recipes.walt_long",
     "worlds-64": "tubelet.recipes.worlds_64",
     "worlds-64-all": "tubelet.recipes.worlds_64_all",
     "worlds-64-gpu": "tubelet.recipes.worlds_64_gpu",
@@ -85,6 +89,11 @@ def _place(name: str, values: dict[str, Any], key: str, text: str) -> None:
 def run(name: str, folder: Path, overrides: Sequence[str] = ()) -> bool:
     """Run a recipe in a folder, or go on where it stopped. False when it was stopped before its end.
 
-    Raises UserError as `load_recipe`, when the folder holds another run, and when it cannot be written.
+    Raises UserError as `load_recipe`, when the folder holds another run or another process runs there, and when it cannot be
+    written.
     """
-    return load_recipe(name, overrides).run(folder) != folder
+    from tubelet.core.files import held
+
+    recipe = load_recipe(name, overrides)
+    with held(folder):
+        return recipe.run(folder) != folder

@@ -219,12 +219,15 @@ def clips_of(
 
 
 def train_tokenizer(
-    config: TokenizerConfig, video: Tensor, seen: int, how: TrainConfig, place: Path
+    config: TokenizerConfig, video: Tensor, seen: int, how: TrainConfig, place: Path, halved: float = 0.0
 ) -> tuple[VideoTokenizer, Figures] | None:
-    """A tokenizer trained on uint8 clips in a folder, where it is kept, and what that took; None when it was stopped."""
+    """A tokenizer trained on uint8 clips in a folder, where it is kept, and what that took; None when it was stopped.
+
+    `seen` and `halved` as in `TokenizerObjective`.
+    """
     torch.manual_seed(how.seed)  # the initial weights
     source = TensorSource({"video": video}, seed=how.seed)
-    result = train(VideoTokenizer(config), TokenizerObjective(frames=seen), source, how, place)
+    result = train(VideoTokenizer(config), TokenizerObjective(frames=seen, halved=halved), source, how, place)
     if not result.finished:
         return None
     average = result.ema

@@ -179,7 +179,7 @@ class WorldsRecipe:
         return folder / "system"
 
     def _check(self) -> None:
-        """Refuse parts that do not fit each other before an hour of work finds out."""
+        """Refuse parts that do not fit each other, and settings of a late stage, before an hour of work finds out."""
         codec, network = build_codec(self.codec, getattr(self, self.codec)), self.denoiser
         if network.in_channels != codec.channels:
             raise UserError(f"denoiser.in_channels must be the codec's {codec.channels}, got {network.in_channels}; set it so")
@@ -205,6 +205,12 @@ class WorldsRecipe:
         if self.clips.kinds and not (min(self.clips.kinds.values()) >= 0 and sum(self.clips.kinds.values()) > 0):
             raise UserError("proportions of clips.kinds must be at least 0 and not all 0; correct them")
         CaptionChoice(self.captions, self.denoise.seed)
+        self._films()
+        self._objective(self.sketch_frames)
+        new_codec = self.codec_train if self.start is None and self.codec_from is None else None
+        for stage in (new_codec, self.sketch, self.denoise, self.decoder_train):
+            if stage is not None:
+                choose_device(stage.device)
         if self.start is not None and self.codec_from is not None:
             raise UserError("start keeps the codec already; set one of start and codec_from")
         if self.start is not None:
@@ -233,7 +239,10 @@ class WorldsRecipe:
         # Lengths and rates of the denoiser's training may change between calls; what the data and networks are may not.
         networks = ("codec", "causal_conv", "transformer", "denoiser", "text", "text_encoder")
         fixed = ("clips", *networks, "prediction", "start", "codec_from", "grouping")
-        changed = [name for name in fixed if read_json(path).get(name) != settings[name]]
+        known = read_json(path)
+        if not isinstance(known, dict):
+            raise UserError(f"{path} must hold an object with settings; restore it, or use another --out")
+        changed = [name for name in fixed if known.get(name) != settings[name]]
         if changed:
             raise UserError(
                 f"{folder} holds a run with other settings of {changed[0]!r}; use another --out, or the same settings"
@@ -328,7 +337,7 @@ class WorldsRecipe:
         model = self.build_model(folder, source)
         if self.sketch is not None or self.start is not None:
             load_module(folder / ("sketch.safetensors" if self.sketch is not None else "start.safetensors"), model)
-        objective = replace(self._objective(), masks=self.masks, haze=self.haze)
+        objective = self._films()
         codec, prompts = self.load_codec(folder).to(choose_device(self.denoise.device)), self.prompts(folder)
 
         def sample(average: TextToVideo, step: int) -> None:
@@ -404,6 +413,10 @@ class WorldsRecipe:
             frames=frames,
             foreground=self.foreground,
         )
+
+    def _films(self) -> TextToVideoObjective:
+        """What the training on whole films minimises."""
+        return replace(self._objective(), masks=self.masks, haze=self.haze)
 
     # Parts -------------------------------------------------------------------------------------------------------------------
 

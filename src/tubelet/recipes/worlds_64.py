@@ -20,7 +20,7 @@ from tubelet.train.optim import OptimizerConfig
 
 
 def recipe() -> WorldsRecipe:
-    """A codec that sees one frame at a time, because fast objects do not fit into fewer; the denoiser's patches take four."""
+    """Codec and denoiser's patches are of one frame each, because fast objects do not fit into fewer."""
     return WorldsRecipe(
         name="worlds-64",
         clips=Clips(codec=12_000, denoiser=40_000),

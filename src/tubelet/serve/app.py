@@ -15,11 +15,12 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response
 from starlette.routing import Route
 
+from tubelet.serve import animated
 from tubelet.serve.config import ServeConfig
 from tubelet.serve.errors import ApiError, install
 from tubelet.serve.feed import Event, Feed
 from tubelet.serve.guard import Guard, log_failure
-from tubelet.serve.inputs import expired
+from tubelet.serve.inputs import FILES, expired, outlived
 from tubelet.serve.metrics import Metrics
 from tubelet.serve.openapi import describe
 from tubelet.serve.outbound import Outbound
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from tubelet.serve.jobs import Jobs
     from tubelet.serve.store import Store
 
-PUBLIC = ("/healthz", "/readyz", "/openapi.json")
+PUBLIC = ("/healthz", "/readyz", "/openapi.json", "/v1/provenance/root.pem")
 """Routes that need no key, beside the studio's files."""
 SWEEP, TIDY = 5.0, 600.0
 """Seconds between two looks for lost workers, and between two rounds of tidying."""
@@ -132,13 +133,20 @@ def _sweep(room: Service) -> None:
 
 
 def _tidy(room: Service) -> None:
-    """Delete what has expired, pictures that were handed out, and files that nothing names."""
+    """Delete films and files that have expired, pictures that were handed out, and what nothing names."""
+    over = []
     for kind in ("video", "image"):
-        for job in list(_all(room, kind)):
+        for job in _all(room, kind):
             ended = job.completed_at if job.state in ("completed", "failed") else None
             if expired(job) or (kind == "image" and ended is not None and ended < time.time() - IMAGES_KEPT):
-                room.delete(job.id, None)
+                over.append(job.id)
+    room.delete_all(over, None)
+    files = [document for document in room.jobs.all(FILES, None) if outlived(document)]
+    for document in files:
+        room.jobs.drop(FILES, document["id"], None)
+    room.wipe(name for document in files for name in (document["asset"], document["credentials"]) if name)
     room.store.sweep(room.jobs.referenced())
+    animated.tidy(room.config.data)
 
 
 def _all(room: Service, kind: str) -> Any:

@@ -48,6 +48,11 @@ class ApiError(Exception):
             self.headers["x-should-retry"] = "false"
 
     @property
+    def comes_again(self) -> bool:
+        """Whether a client sends the same request again after this."""
+        return self.headers.get("x-should-retry") != "false"
+
+    @property
     def body(self) -> dict[str, Any]:
         """The error object."""
         kind = _KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")

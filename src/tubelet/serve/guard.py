@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 import time
 import traceback
@@ -36,6 +37,8 @@ STUDIO_POLICY = (
 GONE = 499
 """Status in the log when the client left before it could be answered."""
 EXPOSED = "x-request-id, openai-poll-after-ms, retry-after, content-range, etag"
+_ALLOWED = ("authorization", "content-type", "idempotency-key", "last-event-id", "range")
+_REMARK = re.compile(r"x-stainless-[a-z0-9-]{1,48}|openai-(organization|project|beta)|user-agent")
 _EVERYWHERE = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -94,14 +97,18 @@ def _same(origin: str, host: str) -> bool:
     return scheme in ("http", "https") and rest.lower() == host.lower() and rest != ""
 
 
-def preflight(origin: str) -> Response:
-    """The answer to a browser that asks whether a page of an allowed origin may send a request."""
+def preflight(origin: str, asked: str) -> Response:
+    """The answer to a browser that asks whether a page of an allowed origin may send a request with the headers `asked`.
+
+    Among those, the official client's remarks on itself are allowed, of which each version has others.
+    """
+    remarks = sorted({name for name in asked.lower().replace(" ", "").split(",")[:64] if _REMARK.fullmatch(name)})
     return Response(
         status_code=204,
         headers={
             "access-control-allow-origin": origin,
             "access-control-allow-methods": "GET, POST, DELETE",
-            "access-control-allow-headers": "authorization, content-type, idempotency-key, last-event-id, range",
+            "access-control-allow-headers": ", ".join((*_ALLOWED, *remarks)),
             "access-control-max-age": "600",
         },
     )
@@ -154,7 +161,8 @@ class Guard:
         try:
             check(method, path, headers, self.config)
             if method == "OPTIONS":
-                await preflight(headers["origin"])(scope, receive, sending)
+                asked = headers.get("access-control-request-headers", "")
+                await preflight(headers["origin"], asked)(scope, receive, sending)
             else:
                 await self.app(scope, receive, sending)
         except ClientDisconnect:

@@ -92,9 +92,21 @@ def _admitted(room: Service, data: bytes, param: str, want: Want) -> Taken:
     return Taken(kept[0][0].id, admitted.media, admitted.size, admitted.frames, seconds, credentials, kept=kept)
 
 
+def find_file(room: Service, id: str, owner: str) -> dict[str, Any] | None:
+    """The document of a file; None when there is none, or its time is over."""
+    document = room.jobs.find(FILES, id, owner)
+    return None if document is None or outlived(document) else document
+
+
+def outlived(document: dict[str, Any]) -> bool:
+    """Whether a file's time is over."""
+    until = document.get("expires_at")
+    return until is not None and until <= time.time()
+
+
 async def take_file(room: Service, caller: Caller, id: str, param: str, want: Literal["image", "video"]) -> Taken:
     """A file uploaded before. Raises ApiError when there is none of that kind."""
-    document = await room.read(room.jobs.find, FILES, checked("file", id), caller.owner)
+    document = await room.read(find_file, room, checked("file", id), caller.owner)
     if document is None:
         raise not_found("file")
     if not document["media"].startswith(want):
@@ -137,7 +149,7 @@ async def _addressed(room: Service, url: str, param: str) -> bytes:
             "This server does not fetch pictures; send the file, a data URL or a file_id.", where, "remote_images_disabled"
         )
     try:
-        return await room.decode(room.outbound.fetch, url, limit=LARGEST_FETCH)
+        return await room.ask(room.outbound.fetch, url, limit=LARGEST_FETCH)
     except Unreachable:
         # Why is not said: the answers would tell a client what lives in the server's network.
         raise invalid("The picture could not be fetched.", where, "image_url_unreachable") from None

@@ -78,18 +78,22 @@ class Jobs:
         fingerprint: str | None = None,
         window: float = 86400.0,
         dedupe: float = 0.0,
+        underway: float = 0.0,
     ) -> tuple[Job, bool]:
         """Put a job at the end of the queue: (job, True), on the disk when this returns.
 
         A `key` that this owner used within `window` seconds gives (the job of then, False). Without a key, so does a
-        `fingerprint` that this owner used within `dedupe` seconds: a client's retry. Raises KeyConflict when the key came with
-        another fingerprint, QueueFull when `cap` jobs are queued or in progress, or `own_cap` of this owner.
+        `fingerprint` that this owner used within `dedupe` seconds: a client's retry; or within `underway` seconds, since this
+        request began, for a job that says "retry" in its request: the retry overtook the first try. Raises KeyConflict when the
+        key came with another fingerprint, QueueFull when `cap` jobs are queued or in progress, or `own_cap` of this owner.
         """
         words = text_of(request)
         with self._database.write() as db:
             lock_events(db)  # one creator at a time: each sees every job that counts for a key or a cap
             now = self._clock()
             known = _known(db, owner, key, fingerprint, now - window, now - dedupe if dedupe > 0 else None)
+            if known is None and key is None and fingerprint is not None and underway > 0:
+                known = _overtook(db, owner, fingerprint, now - underway)
             if known is not None:
                 return known, False
             _refuse_over(db, kind, owner, cap, own_cap)
@@ -99,10 +103,14 @@ class Jobs:
             db.execute(insert(JOBS).values(values))
             return tell(db, id, "queued", now), True
 
-    def recent(self, owner: str, fingerprint: str, window: float) -> Job | None:
-        """The owner's newest job with this fingerprint, if younger than `window` seconds."""
+    def recent(self, owner: str, fingerprint: str, window: float, key: str | None = None) -> Job | None:
+        """The owner's newest job with this key, or without one with this fingerprint, if younger than `window` seconds.
+
+        Raises KeyConflict when the key came with another fingerprint.
+        """
         with self._database.read() as db:
-            return _known(db, owner, None, fingerprint, 0.0, self._clock() - window)
+            since = self._clock() - window
+            return _known(db, owner, key, fingerprint, since, since)
 
     def get(self, id: str, owner: str | None) -> Job | None:
         """One job, or None."""
@@ -423,6 +431,13 @@ def _known(
     elif fingerprint is not None and since is not None:
         row = db.execute(newest.where(JOBS.c.fingerprint == fingerprint, JOBS.c.created_at >= since)).first()
     return None if row is None else job_of(row, row.position)
+
+
+def _overtook(db: Connection, owner: str, fingerprint: str, since: float) -> Job | None:
+    """The job that a retry made with this fingerprint since then."""
+    made = SELECT.where(JOBS.c.owner == owner, JOBS.c.fingerprint == fingerprint, JOBS.c.created_at >= since)
+    jobs = (job_of(row, row.position) for row in db.execute(made.order_by(JOBS.c.created_at)))
+    return next((job for job in jobs if job.request.get("retry")), None)
 
 
 def _refuse_over(db: Connection, kind: str, owner: str, cap: int | None, own_cap: int | None) -> None:

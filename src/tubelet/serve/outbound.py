@@ -13,7 +13,9 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -31,6 +33,10 @@ _CLOSED_4 = [
 _OPEN_6 = ipaddress.IPv6Network("2000::/3")
 _CLOSED_6 = [ipaddress.IPv6Network(net) for net in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")]
 _CHUNK = 64 * 1024
+RESOLVING = 5.0
+"""Seconds that a name may take to resolve where nothing else is said."""
+_LOOKING = threading.BoundedSemaphore(64)
+"""Names that are looked up at once: a thread that waits for a name service cannot be called back."""
 
 
 class Unreachable(Exception):  # noqa: N818  an answer, not a defect
@@ -89,8 +95,35 @@ def _name(host: str | None) -> str:
     return host
 
 
-def target(url: str, *, loopback: bool = False, resolver: Resolver | None = None) -> Target:
-    """Check an address and resolve its name, once. Raises Unreachable.
+def _resolved(resolver: Resolver, host: str, port: int, timeout: float) -> list[str]:
+    """What `resolver` finds within `timeout` seconds. Raises Unreachable."""
+    until = time.monotonic() + timeout
+    if not _LOOKING.acquire(timeout=timeout):
+        raise Unreachable("too many names are looked up")
+    found: Future[list[str]] = Future()
+
+    def look() -> None:
+        try:
+            found.set_result(resolver(host, port))
+        except Exception as error:  # noqa: BLE001  who waits for it is told
+            found.set_exception(error)
+        finally:
+            _LOOKING.release()
+
+    thread = threading.Thread(target=look, name="resolver", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        _LOOKING.release()
+        raise Unreachable("no thread to look a name up") from error
+    try:
+        return found.result(max(0.0, until - time.monotonic()))
+    except TimeoutError as error:
+        raise Unreachable("the name service does not answer") from error
+
+
+def target(url: str, *, loopback: bool = False, resolver: Resolver | None = None, timeout: float = RESOLVING) -> Target:
+    """Check an address and resolve its name, once, within `timeout` seconds. Raises Unreachable.
 
     Only https on port 443 to public addresses passes. `loopback`: http(s) on any port passes, too, when all of the name's
     addresses are this machine's own.
@@ -107,7 +140,7 @@ def target(url: str, *, loopback: bool = False, resolver: Resolver | None = None
     host = _name(parts.hostname)
     tls = parts.scheme == "https"
     port = (443 if tls else 80) if port is None else port
-    addresses = (resolver or resolve)(host, port)
+    addresses = _resolved(resolver or resolve, host, port, timeout)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if not addresses:
         raise Unreachable("the name does not resolve")
@@ -164,13 +197,14 @@ class Outbound:
         self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], timeout: float
     ) -> Iterator[http.client.HTTPResponse]:
         """One exchange. A timer ends it: a socket's own timeout begins anew with every byte that drips in."""
-        goal = target(url, loopback=self.loopback, resolver=self.resolver)
+        until = time.monotonic() + timeout
+        goal = target(url, loopback=self.loopback, resolver=self.resolver, timeout=timeout)
         late = threading.Event()
         connection = http.client.HTTPConnection(goal.host, goal.port)
         plain: socket.socket | None = None
         timer: threading.Timer | None = None
         try:
-            plain = self.dial(goal.address, goal.port, timeout)
+            plain = self.dial(goal.address, goal.port, max(0.01, until - time.monotonic()))
 
             def hang_up(line: socket.socket = plain) -> None:
                 late.set()
@@ -181,7 +215,7 @@ class Outbound:
             if goal.tls:
                 context = self.context or ssl.create_default_context()
                 line = context.wrap_socket(plain, server_hostname=goal.host, do_handshake_on_connect=False)
-            timer = threading.Timer(timeout, hang_up, (line,))
+            timer = threading.Timer(max(0.0, until - time.monotonic()), hang_up, (line,))
             timer.daemon = True
             timer.start()
             if isinstance(line, ssl.SSLSocket):

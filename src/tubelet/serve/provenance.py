@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
-MEDIA = ("video/mp4", "image/png", "image/jpeg", "image/webp")
+MEDIA = ("video/mp4", "image/png", "image/jpeg", "image/webp", "image/gif")
 """What can be signed."""
 TRAINED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 COMPOSITE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"

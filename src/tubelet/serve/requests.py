@@ -30,7 +30,11 @@ from tubelet.serve.errors import ApiError, invalid
 JSON_LIMIT = 48 * 2**20
 """Bytes: two pictures as data URLs of the greatest length that clients may send."""
 TEXT_LIMIT = 24 * 2**20
-"""Bytes of one field of a form that is not a file."""
+"""Bytes of one field of a form that is not a file, where it holds a picture as a data URL."""
+PLAIN_LIMIT = 2**20
+"""Bytes of a JSON body, or of one such field, beside the data URLs in it: a short text can become very many objects."""
+LONG_URL = 4096
+"""Bytes from which on a data URL is one; shorter ones count as plain, since there could be very many of them."""
 MOST_FILES, MOST_FIELDS, DEEPEST = 8, 32, 8
 _SPOOL = 1 << 20
 _NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,63})((?:\[[A-Za-z0-9_]{0,64}\]){0,3})")
@@ -80,8 +84,7 @@ async def read_fields(request: Request) -> AsyncIterator[Fields]:
                 yield await (room.decode if body.tell() > _SPOOL else room.read)(_json, body)
             case b"application/x-www-form-urlencoded":
                 body = await _whole(request, min(limit, _SPOOL), opened)
-                body.seek(0)
-                yield _urlencoded(body.read())
+                yield await request.app.state.service.read(_urlencoded, body)
             case _:
                 raise ApiError(415, "Send the body as JSON or as a multipart form.", code="unsupported_media_type")
 
@@ -118,22 +121,58 @@ async def _whole(request: Request, limit: int, opened: contextlib.ExitStack) -> 
 
 
 def _json(body: IO[bytes]) -> Fields:
-    def refuse(name: str) -> None:
-        raise ValueError(name)
-
     body.seek(0)
     text = body.read()
     if not text.strip():
         return {}
+    _refuse_long(text)
     try:
-        fields = json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise invalid("The body is not valid JSON.", code="invalid_json") from error
+        fields = parsed(text)
+    except ValueError as error:
+        raise invalid(f"The body is not valid: {error}", code="invalid_json") from error
     if not isinstance(fields, dict):
         raise invalid("The body must be a JSON object.", code="invalid_json")
-    if _depth(fields) > DEEPEST:
-        raise invalid(f"The body is nested more than {DEEPEST} deep.", code="invalid_json")
     return fields
+
+
+def parsed(text: bytes) -> Any:
+    """The value of JSON text. Raises ValueError, whose words are for a person, when it is none, too long or nested too deep."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    if _plain(text) > PLAIN_LIMIT:
+        raise ValueError(f"beside its data URLs it is longer than {PLAIN_LIMIT} bytes.")
+    try:
+        value = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("it is no JSON.") from error
+    if _depth(value) > DEEPEST:
+        raise ValueError(f"it is nested more than {DEEPEST} deep.")
+    return value
+
+
+def _refuse_long(text: bytes) -> None:
+    if _plain(text) > PLAIN_LIMIT:
+        said = f"The request is too large: beside files and data URLs there may be {PLAIN_LIMIT} bytes of text."
+        raise ApiError(413, said, code="request_too_large")
+
+
+def _plain(text: bytes) -> int:
+    """How many bytes of a text are not in long data URLs; that it is more than may be is known early.
+
+    Within JSON `"data:` begins a string, or stands in one, after a backslash. Either way what follows is in that string, up to
+    the next quote.
+    """
+    if text.startswith(b"data:"):
+        return 0
+    plain = at = 0
+    while plain <= PLAIN_LIMIT and (begin := text.find(b'"data:', at)) >= 0:
+        end = text.find(b'"', begin + 1)
+        end = len(text) if end < 0 else end
+        plain += end - at if end - begin < LONG_URL else begin - at
+        at = end
+    return plain if plain > PLAIN_LIMIT else plain + len(text) - at
 
 
 def _depth(value: Any) -> int:
@@ -147,9 +186,11 @@ def _depth(value: Any) -> int:
     return deep
 
 
-def _urlencoded(body: bytes) -> Fields:
+def _urlencoded(body: IO[bytes]) -> Fields:
+    body.seek(0)
+    text = body.read()
     try:
-        return nest(parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=MOST_FIELDS))
+        return nest(parse_qsl(text.decode(), keep_blank_values=True, strict_parsing=bool(text), max_num_fields=MOST_FIELDS))
     except ValueError as error:
         raise invalid("The form cannot be read.", code="invalid_form") from error
 
@@ -172,6 +213,8 @@ async def _multipart(request: Request, limit: int, opened: contextlib.ExitStack)
             opened.callback(part.file.close)
             pairs.append((name, await run_in_threadpool(_upload, part)))
         else:
+            if len(part) > PLAIN_LIMIT // 4:  # no character takes more than four bytes
+                await run_in_threadpool(_refuse_long, part.encode(errors="surrogatepass"))
             pairs.append((name, part))
     return nest(pairs)
 
@@ -232,12 +275,14 @@ def _lists(value: Any) -> Any:
 
 
 def fingerprint(operation: str, fields: Mapping[str, Any]) -> str:
-    """What tells two requests apart: the operation and its fields, a file by its sha256. The way they were written, such as the
-    boundary of a form, which differs at each try, does not count."""
+    """What tells two requests apart: the operation and its fields, files and long texts by their sha256. The way they were
+    written, such as the boundary of a form, which differs at each try, does not count."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Upload):
             return {"sha256": value.sha256}
+        if isinstance(value, str) and len(value) > _SPOOL:  # other threads run while so much is hashed, not while it is escaped
+            return {"text": hashlib.sha256(value.encode(errors="surrogatepass")).hexdigest()}
         if isinstance(value, Mapping):
             return {str(name): plain(inner) for name, inner in sorted(value.items())}
         if isinstance(value, list):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import unicodedata
@@ -11,9 +10,12 @@ from typing import Annotated, Any, Literal, LiteralString
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from tubelet.serve.requests import Upload
+from tubelet.serve.requests import Upload, parsed
 
 LONGEST_PROMPT = 32_000
+LONGEST_NAME = 200
+MOST_MARKS = 30
+"""Marks in a row on one letter, as Unicode's stream-safe text has them (UAX 15); languages do with fewer."""
 LONGEST_URL = 20_971_520
 GREATEST_SIDE, GREATEST_PIXELS, LEAST_SIDE, GREATEST_ASPECT = 3840, 3840 * 2160, 16, 4
 LONGEST_FILM = 120.0
@@ -22,26 +24,49 @@ MOST_FRAMES = 4096
 GREATEST_SEED = 2**63 - 1
 DRAWN_SEEDS = 2**31
 """Seeds that the server draws are below this, so that every language can hold them."""
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_ODD_RUN = re.compile(rf"[^\w\s\x00-\x7f]{{{MOST_MARKS + 1},}}")
+"""Where marks could be: no mark is a letter, a digit or a blank."""
 
 
 def _wrong(code: LiteralString, message: str) -> PydanticCustomError:
     return PydanticCustomError(f"api:{code}", "{said}", {"said": message})
 
 
-def clean_text(text: str) -> str:
-    """Text as it is kept: NFC, without blanks around it. Refuses control signs and halves of characters."""
-    text = unicodedata.normalize("NFC", text).strip()
-    if any(unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\n\r\t" for sign in text):
-        raise _wrong("invalid_text", "It holds control characters or broken ones; remove them.")
+def clean_text(text: str, longest: int) -> str:
+    """Text as it is kept: NFC, without blanks around it. Refuses more than `longest` characters, control signs, halves of
+    characters, and heaps of marks on one letter."""
+    text = text.strip()
+    if len(text) <= longest:  # before anything that looks at every character
+        if _CONTROL.search(text):
+            raise _wrong("invalid_text", "It holds control characters or broken ones; remove them.")
+        if _heaped(text):
+            raise _wrong("invalid_text", f"It piles more than {MOST_MARKS} marks on one letter; remove some.")
+        text = unicodedata.normalize("NFC", text).strip()
+    if len(text) > longest:
+        raise _wrong("string_above_max_length", f"It is longer than {longest} characters; shorten it.")
     return text
 
 
+def _heaped(text: str) -> bool:
+    """Whether marks pile up. To put them into order takes time that grows with the square of their number."""
+    for run in _ODD_RUN.finditer(text):
+        marks = 0
+        for sign in run[0]:
+            marks = marks + 1 if unicodedata.category(sign)[0] == "M" else 0
+            if marks > MOST_MARKS:
+                return True
+    return False
+
+
+def _name(text: str) -> str:
+    return clean_text(text, LONGEST_NAME)
+
+
 def _prompt(text: str) -> str:
-    text = clean_text(text)
+    text = clean_text(text, LONGEST_PROMPT)
     if not text:
         raise _wrong("empty_string", "It is empty; say what to show.")
-    if len(text) > LONGEST_PROMPT:
-        raise _wrong("string_above_max_length", f"It is longer than {LONGEST_PROMPT} characters; shorten it.")
     return text
 
 
@@ -85,9 +110,9 @@ def _from_text(value: Any) -> Any:
     """An object or list that a form carries as JSON text."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         try:
-            return json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise _wrong("invalid_json", "It is not valid JSON.") from error
+            return parsed(value.encode(errors="surrogatepass"))
+        except ValueError as error:
+            raise _wrong("invalid_json", f"It is not valid: {error}") from error
     return value
 
 
@@ -129,11 +154,12 @@ Frames = Annotated[int, Field(ge=1, le=MOST_FRAMES), BeforeValidator(_whole)]
 Place = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_whole)]
 Pictures = Annotated[int, Field(ge=1, le=10), BeforeValidator(_whole)]
 Partials = Annotated[int, Field(ge=0, le=3), BeforeValidator(_whole)]
+Lifetime = Annotated[int, Field(ge=1, le=2_592_000), BeforeValidator(_whole)]
 Percent = Annotated[int, Field(ge=0, le=100), BeforeValidator(_whole)]
 ImageFormat = Literal["png", "webp", "jpeg"]
 Guidance = Annotated[float, Field(ge=0, le=30)]
 Strength = Annotated[float, Field(gt=0, le=1)]
-Name = Annotated[str, AfterValidator(clean_text), Field(min_length=1, max_length=200)]
+Name = Annotated[str, AfterValidator(_name), Field(min_length=1, max_length=LONGEST_NAME)]
 
 
 class Asked(BaseModel):
@@ -312,6 +338,7 @@ class ImageCreate(Described):
     """Pictures from words: films of one frame."""
 
     moderation: str | None = Field(default=None, max_length=32, description=_UNUSED)
+    style: str | None = Field(default=None, max_length=32, description=_UNUSED)
 
 
 class ImageEdit(Described):
@@ -330,11 +357,21 @@ class ImageVariation(Depicting):
     strength: Strength | None = Field(default=None, description="How much is made anew; 1: all of it.")
 
 
+class FileExpiry(Asked):
+    """When a file is forgotten by itself."""
+
+    anchor: Literal["created_at"] = "created_at"
+    seconds: Lifetime
+
+
 class FileCreate(Asked):
     """A picture or a clip to refer to later."""
 
     file: Upload
     purpose: Literal["vision", "user_data"] = "user_data"
+    expires_after: Annotated[FileExpiry | None, BeforeValidator(_from_text)] = Field(
+        default=None, description="Forget the file so many seconds after it came; absent: it stays until it is deleted."
+    )
 
 
 class ProvenanceCheckCreate(Asked):

@@ -17,6 +17,7 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
+from tubelet.serve import animated
 from tubelet.serve.auth import Access, Allowance, Caller
 from tubelet.serve.config import ServeConfig
 from tubelet.serve.errors import ApiError
@@ -25,6 +26,7 @@ from tubelet.serve.metrics import Metrics
 from tubelet.serve.outbound import Outbound
 from tubelet.serve.records import Asset, Job
 from tubelet.serve.requests import Fields, read_fields
+from tubelet.serve.retries import Refusals
 
 if TYPE_CHECKING:
     from tubelet.serve.jobs import Jobs
@@ -40,6 +42,7 @@ RETRY_WINDOW = 120.0
 ALIVE = 20.0
 """Seconds after which a silent worker counts as gone."""
 _KEY = re.compile(r"(?! )[\x20-\x7e]{1,255}(?<! )")
+_COUNT = re.compile(r"[0-9]{1,4}")
 
 
 @dataclass
@@ -69,8 +72,11 @@ class Service:
     """Threads for uploads, apart from the others, so that decoding never holds up a poll."""
     askers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(32), repr=False)
     """Threads that wait for another server."""
+    animators: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1), repr=False)
+    """Animated pictures that are made from films at once."""
     wipes: threading.Lock = field(default_factory=threading.Lock, repr=False)
     underway: dict[str, Turn] = field(default_factory=dict, repr=False)
+    refused: Refusals = field(default_factory=lambda: Refusals(RETRY_WINDOW), repr=False)
     outbox_changed: Callable[[], None] = field(default=lambda: None, repr=False)
     """Called when a job ended: there may be webhooks to deliver."""
     hands: int = 1
@@ -97,9 +103,9 @@ class Service:
         """Run a call that takes an upload apart in a thread."""
         return await anyio.to_thread.run_sync(functools.partial(work, *args, **more), limiter=self.decoders)
 
-    async def ask(self, work: Callable[..., T], *args: Any) -> T:
+    async def ask(self, work: Callable[..., T], *args: Any, **more: Any) -> T:
         """Run a call that waits for another server in a thread."""
-        return await anyio.to_thread.run_sync(functools.partial(work, *args), limiter=self.askers)
+        return await anyio.to_thread.run_sync(functools.partial(work, *args, **more), limiter=self.askers)
 
     @functools.cached_property
     def signer(self) -> Signer:
@@ -138,6 +144,9 @@ class Service:
 
     def wipe(self, names: Iterable[str]) -> None:
         """Remove the files that nothing names any more."""
+        names = list(names)
+        if not names:  # to know what is named means to read every job
+            return
         with self.wipes:
             named = self.jobs.referenced()
             for name in names:
@@ -146,11 +155,22 @@ class Service:
 
     def delete(self, id: str, owner: str | None) -> Job | None:
         """Wipe a job: its row, its request, its files and what its worker noted down. None when there is none."""
-        job = self.jobs.delete(id, owner)
-        if job is not None:
-            self.wipe({asset.id for asset in job.outputs} | set(inputs_of(job)))
-            shutil.rmtree(self.config.data / "journals" / job.id, ignore_errors=True)
-        return job
+        gone = self.delete_all([id], owner)
+        return gone[0] if gone else None
+
+    def delete_all(self, ids: Iterable[str], owner: str | None) -> list[Job]:
+        """Wipe jobs as `delete` does, with one look at what is still named; returns those that there were."""
+        gone: list[Job] = []
+        try:
+            for id in ids:
+                job = self.jobs.delete(id, owner)
+                gone += [] if job is None else [job]
+        finally:
+            self.wipe({name for job in gone for name in (*(asset.id for asset in job.outputs), *inputs_of(job))})
+            for job in gone:
+                shutil.rmtree(self.config.data / "journals" / job.id, ignore_errors=True)
+                animated.forget(self.config.data, job.id)
+        return gone
 
 
 def inputs_of(job: Job) -> Iterator[str]:
@@ -174,10 +194,10 @@ def idempotency_key(request: Request) -> str | None:
     return key
 
 
-def is_retry(request: Request) -> bool:
-    """Whether the client says that it repeats a request."""
+def retry_count(request: Request) -> int:
+    """How often the client says that it has sent this request before."""
     count = request.headers.get("x-stainless-retry-count", "0")
-    return count.isdigit() and int(count) > 0
+    return int(count) if _COUNT.fullmatch(count) else 0
 
 
 Room = Annotated[Service, Depends(service_of)]

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 
 from tubelet.serve.auth import Caller
 from tubelet.serve.config import SystemFacts
-from tubelet.serve.errors import ApiError, invalid, of_validation
+from tubelet.serve.errors import ApiError, invalid, of, of_validation
 from tubelet.serve.guard import ANSWER_HEADERS
 from tubelet.serve.inputs import Taken
 from tubelet.serve.moderation import refuse_flagged
@@ -23,7 +24,7 @@ from tubelet.serve.quota import GB, charge, exhausted, headers, kept, seconds_of
 from tubelet.serve.records import Asset, Job, KeyConflict, QueueFull, StorageFull
 from tubelet.serve.requests import Fields, fingerprint
 from tubelet.serve.schemas import DRAWN_SEEDS, LONGEST_FILM, Asked, Making
-from tubelet.serve.service import EXPLICIT_WINDOW, RETRY_WINDOW, Service, idempotency_key, is_retry
+from tubelet.serve.service import EXPLICIT_WINDOW, RETRY_WINDOW, Service, idempotency_key, retry_count
 
 AskedT = TypeVar("AskedT", bound=Asked)
 
@@ -121,20 +122,30 @@ async def submit(
 ) -> Job:
     """Make the job that `prepare` describes, or give the one that this very request made before.
 
-    The same Idempotency-Key within a day, or a retry that the client marks as one within two minutes, gives the first job.
-    Raises ApiError, KeyConflict, QueueFull, StorageFull.
+    The same Idempotency-Key within a day, or a retry that the client marks as one within two minutes, gives the first job; but
+    the retry of a request that was refused gives a job of its own. Raises ApiError, KeyConflict, QueueFull, StorageFull.
     """
     room.refuse_if_draining()
-    key, mark, retry = idempotency_key(request), fingerprint(operation, fields), is_retry(request)
-    async with room.alone(f"{caller.owner} {key or mark}"):
-        if key is None and retry:
-            known = await room.read(room.jobs.recent, caller.owner, mark, RETRY_WINDOW)
-            if known is not None and not (kind == "image" and known.state == "failed"):
+    key, mark, tried = idempotency_key(request), await room.read(fingerprint, operation, fields), retry_count(request)
+    name = f"{caller.owner} {key or mark}"
+    async with room.alone(name):
+        begun = time.monotonic()
+        retry = key is None and tried > 0 and not room.refused.take(name, tried)
+        if key is not None or retry:
+            # With a key before anything is looked at: what the job was made from may be gone by now.
+            window = RETRY_WINDOW if key is None else EXPLICIT_WINDOW
+            known = await room.read(room.jobs.recent, caller.owner, mark, window, key)
+            anew = retry and kind == "image" and known is not None and known.state == "failed"
+            if known is not None and not anew:
                 room.metrics.deduped.add()
                 return known
-        prepared = await prepare()
+            retry = retry and not anew
+        prepared = Prepared({})
         try:
+            prepared = await prepare()
             await refuse_flagged(room, prepared.request)
+            if retry:
+                prepared.request["retry"] = True
             if room.config.moderation is not None and room.config.moderation.frames > 0:
                 prepared.request["watched"] = True  # a worker that cannot show it to anybody must not make it
             if room.store.free() < room.store.reserve:
@@ -150,8 +161,13 @@ async def submit(
                 key=key,
                 fingerprint=mark,
                 window=EXPLICIT_WINDOW,
+                # Another process on the same store may have answered another try of this request meanwhile.
+                dedupe=RETRY_WINDOW if retry else 0.0,
+                underway=time.monotonic() - begun,
             )
-        except (ApiError, KeyConflict, QueueFull, StorageFull):
+        except (ApiError, KeyConflict, QueueFull, StorageFull) as error:
+            if key is None and of(error).comes_again:
+                room.refused.note(name, tried)
             with contextlib.suppress(StorageFull):
                 await room.write(room.wipe, [asset.id for asset, _ in prepared.kept])
             raise

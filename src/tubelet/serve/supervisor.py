@@ -11,7 +11,6 @@ import errno
 import json
 import logging
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +26,7 @@ import uvicorn
 from tubelet.core.errors import UserError
 from tubelet.serve.config import ServeConfig
 from tubelet.serve.jobs import Jobs
+from tubelet.serve.journals import tidy
 from tubelet.serve.records import StorageFull
 from tubelet.serve.store import Store
 
@@ -176,17 +176,6 @@ class Supervisor:
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**seat.failures)
         seat.due = now + pause
         say("worker given up" if seat.given_up else "worker ended", worker=seat.name, code=code, again_in=pause)
-
-
-def tidy(folder: Path, jobs: Jobs) -> int:
-    """Remove the journals of jobs that have ended or are gone; returns how many. Raises StorageFull when it cannot ask."""
-    removed = 0
-    for path in list(folder.iterdir()) if folder.is_dir() else ():
-        job = jobs.get(path.name, None)
-        if job is None or job.state in ("completed", "failed"):
-            shutil.rmtree(path, ignore_errors=True)
-            removed += 1
-    return removed
 
 
 def listen(host: str, port: int) -> socket.socket:

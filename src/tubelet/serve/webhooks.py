@@ -15,6 +15,7 @@ import json
 import logging
 import secrets
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,9 @@ OVERLAP = 24 * 3600.0
 TIMEOUT = 5.0
 LOOK = 1.0
 """Seconds between two looks into the outbox."""
-ABREAST = 8
+ABREAST, OF_ONE, BEHIND = 16, 2, 32
+"""Deliveries at once, of all endpoints and of one, so that a slow one does not hold up the others; and how many of one wait for
+their turn."""
 
 
 def new_secret() -> str:
@@ -97,32 +100,45 @@ class Deliveries:
 
     async def run(self) -> None:
         """Deliver until cancelled. A slow receiver holds up nobody else's messages."""
-        busy: set[str] = set()
+        busy: dict[str, str] = {}
+        """The endpoint of each message that is on its way."""
+        failed: dict[str, float] = {}
+        """When messages that could not even be tried may be tried again."""
+        turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(OF_ONE))
         tasks: set[asyncio.Task[None]] = set()
 
         async def deliver(document: dict[str, Any]) -> None:
             try:
-                await anyio.to_thread.run_sync(self.attempt, document, limiter=self.limiter)
+                async with turns[document["endpoint"]]:
+                    await anyio.to_thread.run_sync(self.attempt, document, limiter=self.limiter)
             except StorageFull:
                 pass  # the message is still in the outbox as it was
             except Exception as error:  # noqa: BLE001  one message must not hold up the others
                 log_failure("webhook", error)
-                await asyncio.sleep(LONGEST)
+                failed[document["id"]] = self.clock() + LONGEST
             finally:
-                busy.discard(document["id"])
+                busy.pop(document["id"])
 
         try:
             while True:
                 self.woken.clear()
                 # What is delivered while the outbox is read may still stand in what was read: such a message is not new.
-                underway = busy.copy()
+                underway = set(busy)
                 with contextlib.suppress(StorageFull):
-                    for document in await anyio.to_thread.run_sync(self.jobs.all, OUTBOX, None):
-                        if document["due"] <= self.clock() and document["id"] not in underway and len(busy) < 8 * ABREAST:
-                            busy.add(document["id"])
-                            task = asyncio.create_task(deliver(document))
-                            tasks.add(task)
-                            task.add_done_callback(tasks.discard)
+                    waiting = await anyio.to_thread.run_sync(self.jobs.all, OUTBOX, None)
+                    now, number = self.clock(), Counter(busy.values())
+                    for id in [id for id, until in failed.items() if until <= now]:
+                        del failed[id]
+                    for document in waiting:
+                        id, endpoint = document["id"], document["endpoint"]
+                        later = document["due"] > now or id in underway or id in failed
+                        if later or number[endpoint] >= BEHIND:
+                            continue
+                        number[endpoint] += 1
+                        busy[id] = endpoint
+                        task = asyncio.create_task(deliver(document))
+                        tasks.add(task)
+                        task.add_done_callback(tasks.discard)
                 # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes with the event.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK):

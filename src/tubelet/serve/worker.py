@@ -37,6 +37,7 @@ from tubelet.generate.engine import Cancelled
 from tubelet.generate.system import System, expander_of, load
 from tubelet.serve.changes import CANCELLED
 from tubelet.serve.jobs import Jobs
+from tubelet.serve.journals import tidy
 from tubelet.serve.records import Asset, Claim, StorageFull
 from tubelet.serve.render import Made, Mark, OutOfMemory, Rendered, out_of_memory, render
 from tubelet.serve.store import Store
@@ -55,6 +56,8 @@ POLL = 0.25
 """Seconds between two looks at an empty queue."""
 HELLO = 3.0
 """Seconds after which an idle worker says that it is alive."""
+TIDY = 60.0
+"""Seconds between two looks of an idle worker for journals that nobody needs any more."""
 ROOM_PAUSE = 2.0
 """Seconds between two tries where the disk is full."""
 HUNG = 75
@@ -159,12 +162,16 @@ class Worker:
     def run(self) -> int:
         """Work until asked to stop. Returns the exit code."""
         self.say("ready", system=self.system.name, device=str(self.system.device))
-        hello, full = -HELLO, False
+        hello, tidied, full = -HELLO, -TIDY, False
         while not (self.stopping.is_set() or self.orphaned() or self._broken):
             try:
                 if time.monotonic() - hello > HELLO:
                     self.jobs.hello(self.name, self._facts())
                     hello = time.monotonic()
+                if time.monotonic() - tidied > TIDY:
+                    # A server beside this worker would do so, too; where there is none, nobody else looks into its folder.
+                    tidy(self.config.data / "journals", self.jobs)
+                    tidied = time.monotonic()
                 # A job begun now would only wait for room at its end.
                 roomy = self.store.free() > self.store.reserve
                 worked = roomy and self.turn()
@@ -528,7 +535,9 @@ class _Attempt:
                 asset = self._worker.store.put(preview, "preview", "image/jpeg")
         answer = self._worker.jobs.heartbeat(self._claim, progress=self._progress, preview=asset)
         self._lost, self._cancelled = self._lost or answer.lost, self._cancelled or answer.cancelled
-        if asset is not None:
+        if asset is not None and answer.lost:
+            self._discard([asset])  # no row will ever name it: the job may have been deleted since it was put
+        elif asset is not None:
             self._keep_preview(asset)
 
     def _keep_preview(self, asset: Asset | None) -> None:

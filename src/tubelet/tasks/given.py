@@ -93,3 +93,16 @@ def conditioned(denoise: Denoise, given: Given, noise: Tensor) -> Denoise:
         return make * x_hat + (1 - make) * given.clean
 
     return denoise_rest
+
+
+def kept(denoise: Denoise, given: Given) -> Denoise:
+    """As `conditioned` for a network that has one noise level per sample and is told what is known beside the noise.
+
+    Known cells are noised like the others, their estimate is always the truth, so they come out as they went in.
+    """
+    make = given.mask[:, None]  # (B, 1, T, H, W)
+
+    def denoise_rest(z: Tensor, sigma: Tensor) -> Tensor:
+        return make.to(z.dtype) * denoise(z, sigma) + (1 - make.to(z.dtype)) * given.clean
+
+    return denoise_rest

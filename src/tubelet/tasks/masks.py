@@ -1,11 +1,12 @@
 """Which cells a training step knows: random masks `(T, H, W)`, 1 where cells are to be made, 0 where they are known.
 
-The first six are VDT's recipes (Lu et al. 2023, section 3.3; numbers as in its released mask generator), the rest are what
+The first seven are VDT's recipes (Lu et al. 2023, section 3.3; numbers as in its released mask generator), the rest are what
 people ask of a film: both ends, a part of the picture, more of what there is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -65,6 +66,45 @@ def some_frames(size: Grid, rng: torch.Generator) -> Tensor:
     return _known(size, kept) if size[0] > 1 and not bool(kept.all()) else _whole(size)
 
 
+def blocks(size: Grid, rng: torch.Generator) -> Tensor:
+    """Blocks of cells, half of a frame together, are to be made in all frames but up to three at either end, which are known.
+
+    The blocks are BEiT's (Bao et al. 2021, algorithm 1): of four cells or more, up to 3.3 times as long as wide, one after the
+    other until half of the cells are covered or ten tries fail. (The release leaves nothing to make where it draws no frame for
+    the end; here all frames up to the end are made.)
+    """
+    frames = size[0]
+    begin = _number(0, min(3, frames - 1), rng)
+    end = frames - _number(0, min(3, frames - 1 - begin), rng)
+    covered = _blocks(size[1], size[2], rng)
+    if not bool(covered.any()):
+        return _whole(size)
+    mask = torch.zeros(size)
+    mask[begin:end] = covered
+    return mask
+
+
+def _blocks(rows: int, columns: int, rng: torch.Generator) -> Tensor:
+    """BEiT's blocks on `(rows, columns)` cells, 1 where covered; nothing where the grid is too small for one."""
+    covered = torch.zeros(rows, columns)
+    steep = math.log(0.3)
+    while (room := rows * columns // 2 - int(covered.sum())) > 0:
+        for _ in range(10):
+            share, slant = torch.rand(2, generator=rng, device=rng.device).tolist()
+            area, aspect = min(4, room) + share * (room - min(4, room)), math.exp(steep * (2 * slant - 1))
+            tall, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if not (0 < tall < rows and 0 < wide < columns):
+                continue
+            top, left = _number(0, rows - tall, rng), _number(0, columns - wide, rng)
+            block = covered[top : top + tall, left : left + wide]
+            if 0 < tall * wide - int(block.sum()) <= room:
+                block[:] = 1
+                break
+        else:
+            break
+    return covered
+
+
 def first(size: Grid, rng: torch.Generator) -> Tensor:
     """The first frame is known: a picture starts to move."""
     return _known(size, slice(0, 1)) if size[0] > 1 else _whole(size)
@@ -118,6 +158,7 @@ MASKS: Mapping[str, Mask] = {
     "unconditional": unconditional,
     "one_frame": one_frame,
     "some_frames": some_frames,
+    "blocks": blocks,
     "first": first,
     "last": last,
     "both": both,
@@ -127,6 +168,8 @@ MASKS: Mapping[str, Mask] = {
     "box": box,
 }
 """Every recipe by name. A new one is a function and a line here."""
+RELEASED = {**dict.fromkeys(tuple(MASKS)[:6], 0.8 / 6), "blocks": 0.2}
+"""The mixture that VDT's code trains: one film in five has blocks to be completed, the others share its six recipes in time."""
 
 
 def check_shares(shares: Mapping[str, float]) -> None:

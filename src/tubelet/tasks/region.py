@@ -26,6 +26,12 @@ def cells(mask: Tensor, strides: Strides) -> Tensor:
     return small[:, :1] if T == 1 else F.pad(rest, (0, 0, 0, 0, 1, 0)) + F.pad(small[:, :1], (0, 0, 0, 0, 0, T - 1))
 
 
+def in_pixels(mask: Tensor, strides: Strides) -> Tensor:
+    """The pixels `(B, T, H, W)` that a mask of latent cells `(B, T', h, w)` covers: what `cells` turns back into it."""
+    frames = torch.cat([mask[:, :1], mask[:, 1:].repeat_interleave(strides.t, 1)], dim=1)  # (B, T, h, w)
+    return frames.repeat_interleave(strides.h, 2).repeat_interleave(strides.w, 3)
+
+
 def inpaint(clean: Tensor, mask: Tensor, strides: Strides) -> Given:
     """Make what a pixel mask `(B, T, H, W)` covers of a film whose latents are `clean`.
 

@@ -6,6 +6,7 @@ rest, each seeing what the ones before it made (rolling windows; VDT, Lu et al. 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,32 +77,48 @@ def plan(known: Sequence[bool], spans: Sequence[Span], window: int, overlap: int
     """Windows in the order in which they are made: at most `window` frames, looking back on at least `overlap` known ones.
 
     A window reaches over known frames behind its span too, so that what is made arrives there, and its unused room looks back
-    further. Where only the end of a film is known, all runs backward. `sink` above 0 keeps the first frame of the film in
-    sight of windows that have left it, as a frame `sink` frames before theirs (StreamingLLM's attention sink, Xiao et al.
-    2023, as a film's first frame). Raises UserError when a window would add nothing.
+    further. Cuts part a film: no window looks across one, each part is made as a film of its own. Where only the end of a part
+    is known, it runs backward. `sink` above 0 keeps the first frame of a part in sight of windows that have left it, as a frame
+    `sink` frames before theirs (StreamingLLM's attention sink, Xiao et al. 2023, as a film's first frame). Raises UserError
+    when a window would add nothing.
     """
     if len(known) > window and not 0 < overlap < window - sink:
         raise UserError(
             f"a window of {window} latent frames cannot look back on {overlap}; look back on at least 1, or widen it"
         )
+    firsts = [0, *(number for number, span in enumerate(spans) if span.cut and number > 0)]
+    out = []
+    for first, after in itertools.pairwise((*firsts, len(spans))):
+        begin = spans[first].begin if spans[first].cut else 0
+        end = spans[after].begin if after < len(spans) else len(known)
+        part = [Span(span.begin - begin, span.end - begin) for span in spans[first:after]]
+        out += [
+            Window(tuple(begin + frame for frame in w.frames), first + w.span, w.times)
+            for w in _plan_part(known[begin:end], part, window, overlap, sink)
+        ]
+    return out
+
+
+def _plan_part(known: Sequence[bool], spans: Sequence[Span], window: int, overlap: int, sink: int) -> list[Window]:
+    """`plan` of a film without cuts."""
     T = len(known)
     if not any(known[: spans[0].end]) and known[-1] and window < T:
         turned = [Span(T - span.end, T - span.begin) for span in reversed(spans)]
-        mirrored = plan(tuple(reversed(known)), turned, window, overlap)
+        # Mirrored, the first frame is the last one, which no window should see from far away.
+        mirrored = _plan_part(tuple(reversed(known)), turned, window, overlap, 0)
         return [Window(tuple(T - 1 - frame for frame in reversed(w.frames)), len(spans) - 1 - w.span) for w in mirrored]
     made, out = list(known), []
     for number, span in enumerate(spans):
-        floor = span.begin if span.cut else 0
         ceiling = span.end
-        while ceiling < T and known[ceiling] and not any(later.cut and later.begin == ceiling for later in spans):
+        while ceiling < T and known[ceiling]:
             ceiling += 1
         while not all(made[span.begin : span.end]):
             first = made.index(False, span.begin)
-            low = max(floor, first - overlap)
-            sunk = sink > 0 and low > 0 and not span.cut
+            low = max(0, first - overlap)
+            sunk = sink > 0 and low > 0
             room = window - sink if sunk else window
             high = min(low + room, ceiling)
-            low = max(floor, min(low, high - room))
+            low = max(0, min(low, high - room))
             frames = tuple(range(low, high))
             made[low:high] = [True] * (high - low)
             if sunk and low > 0:

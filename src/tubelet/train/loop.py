@@ -7,6 +7,7 @@ resumed run is bit for bit the uninterrupted one: weights, averages, optimiser, 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -31,7 +32,7 @@ from tubelet.core.log import console
 from tubelet.data.stream import Ahead, Source
 from tubelet.runtime.device import bf16_trial, choose_device, fast_bf16
 from tubelet.train import checkpoint
-from tubelet.train.ema import PowerAverage
+from tubelet.train.ema import PowerAverage, gamma_of
 from tubelet.train.optim import Optimizer, OptimizerConfig, Split
 
 Objective = Callable[[Any, dict[str, Any], torch.Generator], Mapping[str, Tensor]]
@@ -96,6 +97,7 @@ class TrainConfig:
             raise UserError(
                 f"clip and checkpoint_minutes must be above 0, got {self.clip} and {self.checkpoint_minutes}; correct them"
             )
+        gamma_of(self.ema)
         if not 0.0 <= self.end <= 1.0:
             raise UserError(f"end is a share of the learning rate and must lie in [0, 1], got {self.end}; 0 is usual")
         if self.precision not in ("auto", "fp32", "bf16"):
@@ -376,12 +378,13 @@ class _Metrics:
     def __init__(self, folder: Path, tensorboard: bool) -> None:
         self.path = folder / "metrics.jsonl"
         self.board: Any = None
+        self._new_board: Callable[..., Any] | None = None
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter  # imported late: an optional package
             except ImportError as error:
                 raise UserError("TensorBoard is not installed; pip install tensorboard, or leave tensorboard off") from error
-            self.board = SummaryWriter(str(folder / "tensorboard"))
+            self._new_board = functools.partial(SummaryWriter, str(folder / "tensorboard"))
 
     def __enter__(self) -> _Metrics:
         return self
@@ -391,7 +394,10 @@ class _Metrics:
             self.board.close()
 
     def cut(self, step: int) -> None:
-        """Keep the lines up to a step: what came after it will be written again. A torn last line goes too."""
+        """Keep the lines up to a step: what came after it will be written again. A torn last line goes too. TensorBoard, which
+        cannot be cut, is told to hide what came after."""
+        if self._new_board is not None:
+            self.board = self._new_board(purge_step=step + 1)
         kept: list[str] = []
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():

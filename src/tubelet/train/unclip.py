@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.core.types import Condition
+from tubelet.decoding.autoregressive import Context, sample
 from tubelet.diffusion.guidance import guided
 from tubelet.diffusion.hybrid import hybrid_loss
 from tubelet.diffusion.objectives import denoiser
@@ -24,8 +25,9 @@ from tubelet.diffusion.paths import Cosine, VariancePreserving, spaced_sigmas
 from tubelet.diffusion.solvers import SOLVERS
 from tubelet.generate.engine import Sampling
 from tubelet.models.glide import ADM, DecoderCondition, drop_condition
-from tubelet.models.unclip import SCALE, AutoregressivePrior, DiffusionPrior, drop_text, prior_loss
+from tubelet.models.unclip import SCALE, AutoregressivePrior, DiffusionPrior, drop_text, high_dots, prior_loss
 from tubelet.models.unet import UNet
+from tubelet.nn.attention import KeyValues
 from tubelet.nn.conv import fold_frames, unfold_frames
 from tubelet.nn.degradation import aligned_crops, bsr, gaussian_blur
 from tubelet.text.base import TextEncoder
@@ -255,10 +257,64 @@ class CodesObjective:
     """
 
     tokenizer: Tokenizer
+    text_drop: float = 0.1
+    """Share of captions emptied, embedding and words together."""
 
     def __call__(self, model: AutoregressivePrior, batch: dict[str, Any], rng: torch.Generator) -> dict[str, Tensor]:
         """Returns "loss", in nats a code."""
         codes = batch["codes"]
         ids, mask = (x.to(codes.device) for x in ids_and_mask(self.tokenizer, batch["caption"], model.config.context))
-        logits = model(ids, mask, batch["text"], batch["dot"], codes)  # (B, K, buckets)
+        text, mask = drop_text(batch["text"], mask, rng, self.text_drop)
+        logits = model(ids, mask, text, batch["dot"], codes)  # (B, K, buckets)
         return {"loss": F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())}
+
+
+class _Read:
+    """What an autoregressive prior has read: keys and values by layer, and how many codes, None before the caption."""
+
+    def __init__(self, depth: int) -> None:
+        self.layers = [KeyValues() for _ in range(depth)]
+        self.codes: int | None = None
+
+
+def _context(model: AutoregressivePrior, ids: Tensor, mask: Tensor, text: Tensor, dot: Tensor) -> Context[_Read]:
+    """A caption to go on from with codes; inputs as in the model's `forward`."""
+    before = model.prefix(ids, mask, text, dot)  # (B, L + 2, D)
+
+    def step(codes: Tensor, read: _Read | None) -> Tensor:
+        first = 0 if read is None or read.codes is None else read.codes
+        x = model.read(codes, first)  # (B, K, D)
+        if read is None or read.codes is None:
+            x = torch.cat([before, x], dim=1)  # (B, L + 2 + K, D)
+        held = first + codes.shape[1]
+        if read is not None:
+            read.codes = held
+        seen = F.pad(mask, (0, 2 + held), value=True)
+        return model.decode(x, seen, None if read is None else read.layers)[:, -1]  # (B, buckets)
+
+    return Context(step, ids[:, :0], lambda: _Read(len(model.blocks)))
+
+
+@torch.no_grad()
+def draw_codes(
+    model: AutoregressivePrior,
+    ids: Tensor,
+    mask: Tensor,
+    text: Tensor,
+    generators: Sequence[torch.Generator],
+    dot: Tensor | None = None,
+    guidance: float = 1.0,
+) -> Tensor:
+    """Codes `(B, K)`, one component after the other; without `dot (B,)` each row's level is drawn from the top half.
+
+    `Buckets.dequantise` and `PCA.restore` turn them into an embedding. Every row has its own generator. `guidance` steers away
+    from what the model draws without a caption, as for the diffusion prior; 1 is none. Inputs and errors as in the model's
+    `forward`.
+    """
+    c = model.config
+    if dot is None:
+        dot = torch.cat([high_dots(1, c.dots, generator).to(ids.device) for generator in generators])  # (B,)
+    unguided = None
+    if guidance != 1.0:
+        unguided = _context(model, ids, torch.zeros_like(mask), torch.zeros_like(text), dot)
+    return sample(_context(model, ids, mask, text, dot), c.components, generators, unguided=unguided, scale=guidance)

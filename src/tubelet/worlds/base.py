@@ -13,6 +13,8 @@ from tubelet.core.errors import UserError
 Array = np.ndarray[Any, Any]
 Event = tuple[float, str, tuple[int, ...]]
 
+GREATEST_PIXELS = 2**27
+"""T * H * W of one clip: 1.5 GiB as floats."""
 CHROMA_FOREGROUND = 48
 """A pixel whose largest and smallest channel differ by more than this belongs to an object: backgrounds, panels, brushes and
 mouths are gray."""
@@ -92,6 +94,8 @@ def check_request(
         raise UserError(f"a {height}x{width} clip is too small to show anything; give a height and a width of at least 16.")
     if frames < 1:
         raise UserError(f"a clip of {frames} frames is empty; give at least 1 frame.")
+    if frames * height * width > GREATEST_PIXELS:
+        raise UserError(f"{frames} frames of {height}x{width} are too large for one clip; give a smaller size or fewer frames.")
     if not 0 < fps <= 1000:
         raise UserError(f"{fps} frames per second cannot be sampled; give a rate above 0 and at most 1000.")
     if kind is not None and kind not in kinds:

@@ -57,7 +57,7 @@ COUNT_WORDS: dict[int, tuple[str, ...]] = {
     1: ("once", "one time", "a single time"),
     2: ("twice", "two times", "2 times"),
     3: ("three times", "3 times", "thrice"),
-    4: ("several times", "many times", "again and again", "a few times"),
+    4: ("several times", "many times", "again and again", "a few times", "four times", "4 times"),
 }
 """Four stands for four and more."""
 NUMBERS: dict[str, int] = {"a": 1, "one": 1, "two": 2, "three": 3, "four": 4, "1": 1, "2": 2, "3": 3, "4": 4}
@@ -133,7 +133,8 @@ MOTION_SIGNS: dict[str, str] = {
     r"|str(?:ikes?|uck|iking)|smash(?:es|ing)?|runs? into|running into|slams?|slamming",
     "fall": r"fall(?:s|ing)?|fell|drop(?:s|ped|ping)?|plummet(?:s|ing)?|plung(?:e|es|ing)|com(?:es|ing) down",
     "slide": r"slid(?:e|es|ing)|glid(?:e|es|ing)|mov(?:e|es|ing)|travel(?:s|ing|ling)?|roll(?:s|ing)?|drift(?:s|ing)?"
-    r"|go(?:es|ing)?|cross(?:es|ing)?|pass(?:es|ing)?|speed(?:s|ing)|skat(?:es|ing)",
+    r"|go(?:es|ing)?|cross(?:es|ing)?|pass(?:es|ing)?|speed(?:s|ing)|skat(?:es|ing)"
+    r"|rac(?:e|es|ing)|rush(?:es|ing)|dash(?:es|ing)|zoom(?:s|ing)|skid(?:s|ding)|scoot(?:s|ing)|head(?:s|ing)",
 }
 
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
@@ -290,11 +291,11 @@ def describe(
     openings = {"billiard": OPENINGS_TABLE, "paint": OPENINGS_PAPER, "eat": OPENINGS_DESK}.get(kind, OPENINGS)
     parts = [openings[variant % len(openings)]]
     if kind == "paint":
-        names = ["A brush with a gray handle comes in and paints", "Then it paints", "Then it paints"]
+        names = ["A brush with a gray handle comes in and paints", "Then it paints"]
         ends = _times(events, "stroke_end")
         for i, stroke in enumerate(scene["strokes"]):
             done = f", done {_at(ends[i])}" if i < len(ends) else ""
-            parts.append(f"{names[i]} {_stroke_phrase(stroke)} {places[i]}{done}.")
+            parts.append(f"{names[min(i, 1)]} {_stroke_phrase(stroke)} {places[i]}{done}.")
         gone = "At last the brush leaves, and all" if _times(events, "leave") else "All"
         parts.append(f"{gone} that has been painted stays where it was put, unchanged.")
         return " ".join(parts)
@@ -534,6 +535,14 @@ _COUNT = tuple((re.compile(rf"\b{re.escape(phrase)}\b"), n) for n, phrases in CO
 _BITES = re.compile(r"\b(a single|a|one|two|three|four|[1-4]) bites?\b")
 _SIZED = re.compile(r"\b(small|medium|mid|middle|large|average)[ -]sized?\b")
 _WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?|[.,;:]")
+_MARKS = re.compile(r"\b(?:lines|strokes|stripes|brushstrokes|circles|rings|loops|hoops)\b")
+_MOVES = re.compile("|".join(MOTION_SIGNS.values()))
+# What ends the words of one thing.
+_BREAKS = re.compile(
+    r"[.,;:]|an?|the|one|two|three|four|another|other|and|or|but|then|that|which|who|is|are|was|were|be|been|has|have|its?|with|of"
+    r"|on|in|at|to|from|into|onto|by|over|under|behind|across|along|past|towards?|next|beside|near|through|up|down|left|right|as"
+    r"|while|when|for|than|not|no|never|without"
+)
 
 
 def parse(text: str) -> Scene:
@@ -611,23 +620,31 @@ def _kind(text: str) -> str | None:
 
 def _strokes(text: str) -> list[Scene]:
     strokes: list[Scene] = []
+    bare = 0
     for clause in re.split(r"[.,;:]|\bthen\b|\band\b", text):
         words = _WORD.findall(_FROM_TO.sub(" ", clause))
         stroke: Scene = {}
+        number = 1
         for word in words:
-            if word in _COLOR_OF and "color" not in stroke:
+            if word in ("two", "three", "four", "2", "3", "4"):
+                number = NUMBERS[word]
+            elif word in _COLOR_OF and "color" not in stroke:
                 stroke["color"] = _COLOR_OF[word]
-            elif word.removesuffix("s") in _STROKE_OF and "stroke" not in stroke:
-                stroke["stroke"] = _STROKE_OF[word.removesuffix("s")]
+            elif (name := _STROKE_OF.get(word) or _STROKE_OF.get(word.removesuffix("s"))) and "stroke" not in stroke:
+                stroke["stroke"] = name
         if match := _FROM_TO.search(clause):
             direction = {"left": "left", "right": "right", "top": "up", "bottom": "down"}[match[2]]
             if stroke:
                 stroke["direction"] = direction
             elif strokes:
                 strokes[-1].setdefault("direction", direction)
+        several = number if _MARKS.search(clause) else 1
         if "color" in stroke or "stroke" in stroke:
-            strokes.append(stroke)
-    return strokes
+            strokes.extend(dict(stroke) for _ in range(several))
+        else:
+            bare = max(bare, several)
+    # "two lines, a red one and a blue one": the number counts only where no stroke is named.
+    return strokes or [{} for _ in range(bare if bare > 1 else 0)]
 
 
 def _fits(thing: Scene, other: Scene) -> bool:
@@ -636,18 +653,29 @@ def _fits(thing: Scene, other: Scene) -> bool:
 
 def _objects(text: str) -> list[Scene]:
     """The objects in order of first mention. "the red ball" after "a red ball" is the same one; "a" and "another" always open
-    a new one."""
+    a new one, and "a blue one" is of the shape that was named last. A colour that no noun follows is kept: "a ball that is
+    red" is a red ball."""
     objects: list[Scene] = []
     thing: Scene = {}
+    loose: Scene = {}
     opens, number = False, 1
-    for word in _WORD.findall(text):
+    words = [*_WORD.findall(text), "."]
+    for place, word in enumerate(words):
+        before = words[place - 1] if place else ""
         singular = _PLURALS.get(word, word)
+        alone = len(objects) == 1 and not thing and before in ("another", "other")
         if word in _COLOR_OF:
             thing["color"] = _COLOR_OF[word]
         elif word in _SIZE_OF:
             thing["size"] = _SIZE_OF[word]
         elif word in _MOTION_OF:
             thing["motion"] = _MOTION_OF[word]
+        elif word in ("one", "ones") and ("color" in thing or "size" in thing or alone):
+            shape = next((o["shape"] for o in reversed(objects) if "shape" in o), None)
+            known = next((o for o in objects if _fits(o, thing)), None)
+            if known is None or opens:
+                objects.extend({**thing, **({"shape": shape} if shape else {})} for _ in range(number))
+            thing, opens, number = {}, False, 1
         elif word in ("a", "an", "another", "other", "one", "two", "three", "four"):
             opens, number = True, NUMBERS.get(word, number if word == "other" else 1)
         elif singular in _SHAPE_OF or (singular in GENERIC_WORDS and ("color" in thing or "size" in thing)):
@@ -659,9 +687,26 @@ def _objects(text: str) -> list[Scene]:
             else:
                 known.update({key: value for key, value in thing.items() if key != "motion"})
             thing, opens, number = {}, False, 1
-        elif not (word == "sized" or word.isdigit()):
+        elif not (word == "sized" or word.isdigit() or (thing.keys() & {"color", "size"} and _modifies(words, place))):
+            if alone and before == "another" and "shape" in objects[0]:
+                objects.append({"shape": objects[0]["shape"]})
+            said = {key: thing[key] for key in ("size", "color") if key in thing}
+            if said and objects and words[place - 1 - len(said)] in ("is", "are", "was", "were", ","):
+                objects[-1].update({key: value for key, value in said.items() if key not in objects[-1]})
+            elif "color" in said:
+                loose = loose or said
             thing, opens, number = {}, False, 1
-    return objects
+    return objects or ([loose] if loose else [])
+
+
+def _modifies(words: Sequence[str], place: int) -> bool:
+    """Whether a word between a colour or size and a noun says more of the same thing, as in "a red bouncing ball"."""
+    for word in words[place : place + 3]:
+        if _PLURALS.get(word, word) in _SHAPE_OF:
+            return True
+        if _BREAKS.fullmatch(word) or (_MOVES.fullmatch(word) and not word.endswith("ing")):
+            return False
+    return False
 
 
 assert (tuple(COLOR_WORDS), tuple(SHAPE_WORDS), tuple(SIZE_WORDS)) == (COLORS, SHAPES, SIZES)

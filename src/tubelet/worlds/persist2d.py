@@ -49,6 +49,7 @@ HANDLE_RADIUS = 0.018
 TIP_RADIUS = 0.032
 MOUTH_RADIUS = 0.16
 PAPER_MARGIN = 0.03
+MOST_STROKES = 3
 CRUST = (182, 122, 48)
 CHIP = (98, 64, 38)
 STEM = (98, 88, 78)
@@ -141,8 +142,10 @@ def propose(
 
 
 def plan_paint(random: np.random.RandomState, split: str, wish: Mapping[str, Any], width: float, height: float) -> Plan:
-    """One to three strokes, each of its own colour."""
+    """One to three strokes, each of its own colour. Raises UserError when more are wished for."""
     wished = wish.get("strokes", [])
+    if len(wished) > MOST_STROKES:
+        raise UserError(f"a painting has at most {MOST_STROKES} strokes, got {len(wished)}; wish for fewer")
     count = len(wished) or (1, 1, 1, 2, 2, 2, 3, 3)[random.randint(8)]
     strokes: list[Stroke] = []
     for index in range(count):

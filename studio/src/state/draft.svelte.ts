@@ -4,8 +4,9 @@ import { tick } from "svelte";
 import * as api from "../wire/api";
 import type { Film, Shot } from "../wire/api";
 import { readSettings, type Settings } from "../wire/mp4";
-import { brief } from "../wire/words";
-import { library } from "./library.svelte";
+import { brief, nearestSeconds, nearestSize, pixels, seconds } from "../wire/words";
+import { recall, remember, type Given, type Inputs, type Role } from "./asked";
+import { library, parent } from "./library.svelte";
 import { view } from "./page.svelte";
 
 /** What is to be done. All but "create" begin from a clip. */
@@ -22,7 +23,12 @@ export interface Clip {
   file: File | null;
   url: string;
   settings: Settings | null;
+  /** The model to ask for; empty: the one that made the film, or the default one. */
+  model: string;
 }
+
+/** What a film and a file say alike of how they were made. */
+type Plain = Pick<Partial<Film>, "prompt" | "expand" | "model" | "steps" | "guidance" | "strength" | "loop" | "shots">;
 
 export interface Card extends Shot {
   id: number;
@@ -36,10 +42,43 @@ export const EXAMPLES = [
 
 const KEPT = "draft";
 const SEEDS = 2 ** 31;
+/** How much of a clip is made anew by a request that does not say. */
+const USUAL = 0.6;
+/** Two films with a task that needs both. */
+export const TWO: readonly Kind[] = ["connect", "blend"];
 let cards = 0;
 
 export function card(prompt = "", seconds = 2): Card {
   return { id: ++cards, prompt, seconds };
+}
+
+function clipOf(from: Film | File, model = "", settings: Settings | null = null): Clip {
+  return from instanceof File
+    ? { film: null, file: from, url: URL.createObjectURL(from), settings, model }
+    : { film: from, file: null, url: "", settings, model };
+}
+
+export function nameOf(clip: Clip, length: number): string {
+  return clip.film ? brief(clip.film, length) : clip.file?.name || "your clip";
+}
+
+function kindOf(film: Film): Kind {
+  switch (film.task) {
+    case "extend":
+      return film.loop ? "loop" : "extend";
+    case "remix":
+    case "edit":
+    case "connect":
+    case "blend":
+      return film.task;
+    default:
+      return "create";
+  }
+}
+
+/** Seconds of a film as it was made. */
+function lasting(film: Film): number {
+  return film.num_frames && film.fps ? film.num_frames / film.fps : Number(film.seconds);
 }
 
 function random(below: number): number {
@@ -61,7 +100,7 @@ class Draft {
   first = $state.raw<Picture | null>(null);
   last = $state.raw<Picture | null>(null);
   clip = $state.raw<Clip | null>(null);
-  second = $state.raw<Film | null>(null);
+  second = $state.raw<Clip | null>(null);
   /** Empty: the default one. */
   model = $state("");
   size = $state("");
@@ -76,6 +115,8 @@ class Draft {
   sending = $state(false);
   waiting = $state(false);
   advanced = $state(false);
+  /** What was asked for and cannot be chosen here, with what was taken instead. */
+  unfit = $state({ size: "", seconds: "" });
   private dropped = false;
 
   constructor() {
@@ -104,7 +145,7 @@ class Draft {
 
   get ready(): boolean {
     if (this.board && this.fresh) return this.board.some((shot) => shot.prompt.trim());
-    if ((this.kind === "connect" || this.kind === "blend") && !this.second) return false;
+    if (TWO.includes(this.kind) && !this.second) return false;
     return this.prompt.trim() !== "";
   }
 
@@ -114,24 +155,24 @@ class Draft {
 
   reset(): void {
     this.clear("clip");
-    this.second = null;
     this.kind = "create";
   }
 
-  clear(slot: "first" | "last" | "clip"): void {
+  clear(slot: Role): void {
     const old = this[slot];
-    if (old && "file" in old && old.file) URL.revokeObjectURL(old.url);
+    if (old?.file) URL.revokeObjectURL(old.url);
     this[slot] = null;
     if (slot === "clip") {
-      this.second = null;
-      if (this.kind !== "create") this.kind = "create";
+      this.unfit = { size: "", seconds: "" };
+      this.clear("second");
+      this.kind = "create";
     }
   }
 
   /** Begins from a film of the gallery. */
   from(film: Film, kind: Kind): void {
     this.clear("clip");
-    this.clip = { film, file: null, url: "", settings: null };
+    this.clip = clipOf(film);
     this.kind = kind;
     this.board = null;
     this.prompt = film.prompt ?? "";
@@ -140,27 +181,107 @@ class Draft {
     this.focus();
   }
 
-  /** The settings of a film again, with a fresh seed. */
-  reuse(settings: { prompt?: string | null; size?: string | null; seconds?: string | null } & Partial<Film>): void {
-    this.reset();
-    this.prompt = settings.prompt ?? "";
-    this.text = null;
-    if (settings.size) this.size = settings.size;
-    if (settings.seconds) this.seconds = String(Number(settings.seconds));
-    this.steps = settings.steps == null ? "" : String(settings.steps);
-    this.guidance = settings.guidance == null ? "" : String(settings.guidance);
-    this.loop = settings.loop === true;
-    this.board = settings.shots?.length ? settings.shots.map((shot) => card(shot.prompt, shot.seconds)) : null;
-    this.seed = "";
-    this.focus();
-    view.note("Settings taken over, with a fresh seed.");
+  /** Takes the nearest of what a model makes where it does not make what was asked for, and says so. */
+  fit(sizes: string[], lengths: string[]): void {
+    if (sizes.length && !sizes.includes(this.size)) {
+      const size = nearestSize(this.size, sizes);
+      if (this.size) this.unfit.size = `${pixels(this.size)} is no size of this model: ${pixels(size)} is taken.`;
+      this.size = size;
+    }
+    if (lengths.length && !lengths.includes(this.seconds)) {
+      const length = nearestSeconds(this.seconds, lengths);
+      // a film is as long as its frames: one that was asked for with 4 s may last 4.1 s
+      if (this.seconds && Math.abs(Number(length) - Number(this.seconds)) > 0.2) {
+        this.unfit.seconds = `${seconds(this.seconds)} is no length of this model: ${seconds(length)} is taken.`;
+      }
+      this.seconds = length;
+    }
   }
 
-  /** Pictures become first and last picture, a film the clip to work on. */
-  async take(files: Iterable<File>, slot?: "first" | "last"): Promise<void> {
+  /** A film once more: the same task, words, settings and inputs. `same`: the same seed, too. */
+  async again(film: Film, same: boolean): Promise<void> {
+    const kind = kindOf(film);
+    const { given = {}, seconds: asked = "" } = recall(film.id) ?? {};
+    const fetched = async (one: Given | undefined) => (typeof one === "string" ? await library.find(one) : (one ?? null));
+    const base = kind === "create" ? null : await fetched(parent(film) ?? given.clip);
+    const other = await fetched(given.second);
+    const model = this.model;
+    this.reset();
+    this.plain(film);
+    this.seed = same && film.seed != null ? String(film.seed) : "";
+    if (this.seed) this.advanced = true;
+    let gone = "";
+    if (kind === "create") {
+      if (film.size) this.size = film.size;
+      if (film.seconds && !this.board) this.seconds = String(Number(film.seconds));
+      const pictures = (["first", "last"] as const).filter((slot) => {
+        const file = given[slot];
+        if (file instanceof File) this[slot] = { file, url: URL.createObjectURL(file) };
+        return file === null;
+      });
+      if (pictures.length) gone = `the ${pictures.join(" and the ")} picture`;
+    } else if (base) {
+      const own = base instanceof File ? "" : base.model;
+      this.clip = clipOf(base, film.model === own ? "" : this.model);
+      this.model = model;
+      this.kind = kind;
+      this.loop = false;
+      if (kind === "edit" || kind === "remix" || kind === "blend") this.strength = film.strength ?? USUAL;
+      if (TWO.includes(kind) && other) this.second = clipOf(other);
+      const before = [base, ...(kind === "connect" ? [other] : [])];
+      const lengths = before.map((one) => (one && !(one instanceof File) ? lasting(one) : NaN));
+      const added = Number(film.seconds) - lengths.reduce((sum, length) => sum + length, 0);
+      if (kind !== "blend" && (asked || added > 0)) this.seconds = asked || String(Number(added.toFixed(3)));
+    } else gone = "the clip";
+    this.focus();
+    if (gone) view.note(`What the film was made from is not here any more: bring ${gone} again.`, true);
+    else view.note(same ? "Everything is as it was, the seed, too." : "Settings taken over, with a fresh seed.");
+  }
+
+  /** The settings that a file carries, with a fresh seed. What it was made from is not in it: an edit is set up for the file. */
+  load(settings: Settings): void {
+    const task = settings.task;
+    if (task !== "edit" && task !== "blend") this.reset();
+    const model = this.model;
+    this.plain(settings);
+    this.seed = "";
+    if (this.clip && (task === "edit" || task === "blend")) {
+      this.clip = { ...this.clip, model: this.model };
+      this.model = model;
+      this.kind = task;
+    } else {
+      if (settings.size) this.size = settings.size;
+      if (settings.seconds && !this.board) this.seconds = settings.seconds;
+    }
+    this.focus();
+    const alone = task === undefined || task === "film";
+    view.note(`Settings taken over, with a fresh seed.${alone ? "" : " What the film was made from is not in its file."}`);
+  }
+
+  /** Words and numbers. Pictures, clips, shape and length are of the task. */
+  private plain(from: Plain): void {
+    this.clear("first");
+    this.clear("last");
+    this.unfit = { size: "", seconds: "" };
+    this.prompt = from.prompt ?? "";
+    this.text = null;
+    this.expand = from.expand !== false;
+    const model = library.models.find((one) => one.id === from.model);
+    this.model = model?.system ?? "";
+    if (from.model && !model) view.note(`There is no model ${from.model} here: the default one is taken.`, true);
+    this.steps = from.steps == null ? "" : String(from.steps);
+    this.guidance = from.guidance == null ? "" : String(from.guidance);
+    if (from.strength != null) this.strength = from.strength;
+    this.loop = from.loop === true;
+    this.board = from.shots?.length ? from.shots.map((shot) => card(shot.prompt, shot.seconds)) : null;
+    this.takes = 1;
+  }
+
+  /** Pictures become first and last picture, a film the clip to work on, or the second one where two are needed. */
+  async take(files: Iterable<File>, slot?: "first" | "last" | "second"): Promise<void> {
     for (const file of files) {
       if (file.type.startsWith("image/")) {
-        const place = slot ?? (this.first && !this.last && this.dropped ? "last" : "first");
+        const place = (slot === "second" ? undefined : slot) ?? (this.first && !this.last && this.dropped ? "last" : "first");
         this.clear(place);
         this[place] = { file, url: URL.createObjectURL(file) };
         this.dropped = place === "first";
@@ -168,9 +289,15 @@ class Draft {
         if (place === "last") this.advanced = true;
         if (!this.fresh) this.reset();
       } else if (file.type.startsWith("video/") || /\.(mp4|webm|mov|m4v)$/i.test(file.name)) {
-        this.clear("clip");
+        if (slot === "second" || (TWO.includes(this.kind) && !this.second)) {
+          this.clear("second");
+          this.second = clipOf(file);
+          slot = undefined;
+          continue;
+        }
         const settings = await readSettings(file).catch(() => null);
-        this.clip = { film: null, file, url: URL.createObjectURL(file), settings };
+        this.clear("clip");
+        this.clip = clipOf(file, "", settings);
         this.kind = "extend";
         this.board = null;
         if (settings?.prompt && !this.prompt.trim()) this.prompt = settings.prompt;
@@ -199,10 +326,12 @@ class Draft {
     // as the page stands now: while they are sent, the next film may already be thought up
     const wishes = Array.from({ length: this.takes }, (_, take) => this.wish(base + take));
     const clip = this.clip;
+    const inputs = this.inputs();
     try {
       for (const wish of wishes) {
         const film = await this.deliver(wish);
         library.add(film);
+        remember(film.id, inputs);
         view.say(`Film is in the queue: ${brief(film)}`);
       }
       if (clip && this.clip === clip) this.reset();
@@ -216,6 +345,16 @@ class Draft {
       this.sending = false;
       this.waiting = false;
     }
+  }
+
+  private inputs(): Inputs {
+    const given: Inputs["given"] = {};
+    const roles: Role[] = this.fresh ? ["first", "last"] : TWO.includes(this.kind) ? ["clip", "second"] : ["clip"];
+    for (const role of roles) {
+      const one = this[role];
+      if (one) given[role] = one.file ?? ("film" in one ? one.film!.id : null);
+    }
+    return { given, seconds: this.seconds };
   }
 
   private async deliver(wish: api.Wish): Promise<Film> {
@@ -238,6 +377,7 @@ class Draft {
     if (this.guidance.trim()) plain.guidance = Number(this.guidance);
     if (!this.expand || this.text !== null) plain.expand = false;
     const clip = this.clip;
+    if (clip?.model) plain.model = clip.model;
     if (this.kind === "remix" && clip?.film) {
       return { path: `v1/videos/${clip.film.id}/remix`, body: { ...plain, strength: this.strength }, token: token() };
     }
@@ -263,8 +403,9 @@ class Draft {
       case "connect":
       case "blend":
         video("video", clip);
-        form.set("second_video[id]", this.second!.id);
+        video("second_video", this.second);
         form.set("mode", this.kind);
+        if (this.kind === "blend") form.set("strength", String(this.strength));
         if (this.kind === "connect" && this.seconds) form.set("seconds", this.seconds);
         return send("v1/videos");
       case "create": {
@@ -291,9 +432,14 @@ export const draft = new Draft();
 /** A second film is being chosen for one of these. */
 class Picking {
   purpose = $state<"compare" | "connect" | "blend" | null>(null);
+  /** The first one; null: the clip of the composer. */
   film = $state.raw<Film | null>(null);
 
-  start(purpose: "compare" | "connect" | "blend", film: Film): void {
+  get name(): string {
+    return this.film ? brief(this.film, 40) : draft.clip ? nameOf(draft.clip, 40) : "";
+  }
+
+  start(purpose: "compare" | "connect" | "blend", film: Film | null): void {
     view.go("");
     this.purpose = purpose;
     this.film = film;
@@ -308,12 +454,16 @@ class Picking {
   choose(other: Film): void {
     const { purpose, film } = this;
     this.stop();
-    if (!purpose || !film) return;
-    if (purpose === "compare") view.go(`/compare/${film.id}/${other.id}`);
-    else {
-      draft.from(film, purpose);
-      draft.second = other;
+    if (!purpose) return;
+    if (purpose === "compare") {
+      if (film) view.go(`/compare/${film.id}/${other.id}`);
+      return;
     }
+    if (film) draft.from(film, purpose);
+    else if (!draft.clip) return;
+    draft.clear("second");
+    draft.second = clipOf(other);
+    draft.focus();
   }
 }
 

@@ -4,6 +4,7 @@ import * as api from "../wire/api";
 import type { Film } from "../wire/api";
 import { Stream } from "../wire/live";
 import { brief } from "../wire/words";
+import { forget } from "./asked";
 import { view } from "./page.svelte";
 
 const PAGE = 100;
@@ -302,6 +303,7 @@ class Library {
   }
 
   private forget(id: string): void {
+    forget(id);
     this.gone.add(id);
     this.films.delete(id);
     this.order = this.order.filter((other) => other !== id);

@@ -1,6 +1,7 @@
 /** Addresses of pictures and films. With a key they are fetched and held as blobs, since a picture cannot send a header. */
 
-import { address, bytes, content, hasKey, type Variant } from "../wire/api";
+import { address, bytes, content, hasKey, type Film, type Kept, type Variant } from "../wire/api";
+import { fileName } from "../wire/words";
 
 const KEPT = 300;
 const held = new Map<string, Promise<string>>();
@@ -27,13 +28,17 @@ export function source(id: string, variant: Variant): Promise<string> | string {
   return found;
 }
 
-/** Saves a film as a file of this name; the server's own name for it, its id, would say nothing to a person. */
-export async function save(id: string, name: string): Promise<void> {
+/** Saves a file under this name; the server's own name for a film, its id, would say nothing to a person. */
+export function save(file: Blob, name: string): void {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(await bytes(id, "video"));
+  link.href = URL.createObjectURL(file);
   link.download = name;
   document.body.append(link);
   link.click();
   link.remove();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+export async function saveFilm(film: Film, kind: Kept = "video"): Promise<void> {
+  save(await bytes(film.id, kind), fileName(film, kind === "video" ? "mp4" : kind));
 }

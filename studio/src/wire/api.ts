@@ -25,6 +25,8 @@ export interface Film {
   fps?: number | null;
   num_frames?: number | null;
   loop?: boolean | null;
+  /** False: the model read the words as they are. */
+  expand?: boolean | null;
   shots?: Shot[] | null;
   parent_id?: string | null;
   remixed_from_video_id?: string | null;
@@ -90,7 +92,9 @@ export interface KeyState extends Key {
   usage: { queued: number; running: number; daily: number; stored: number };
 }
 
-export type Variant = "video" | "thumbnail" | "spritesheet" | "preview";
+/** How a finished film can be had; "video" is the mp4, the others are made of it. */
+export type Kept = "video" | "webp" | "gif";
+export type Variant = Kept | "thumbnail" | "spritesheet" | "preview";
 
 /** The server answered with an error. */
 export class Refusal extends Error {
@@ -185,6 +189,11 @@ export function content(id: string, variant: Variant): string {
 
 export async function bytes(id: string, variant: Variant): Promise<Blob> {
   return (await ask(content(id, variant), { cache: variant === "preview" ? "no-store" : "default" })).blob();
+}
+
+/** The certificate under which the server's films are signed. */
+export async function root(): Promise<Blob> {
+  return (await ask("v1/provenance/root.pem")).blob();
 }
 
 export async function check(file: Blob): Promise<Check[]> {

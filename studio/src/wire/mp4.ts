@@ -2,11 +2,39 @@
 
 export interface Settings {
   prompt: string;
-  seed?: number;
+  /** False: the model read the words as they are. */
+  expand?: boolean;
+  /** The system that made it. */
+  model?: string;
   steps?: number;
   guidance?: number;
+  /** Of an edit: how much was made anew. */
+  strength?: number;
+  /** "112x64", width first, as the film is shown. */
+  size?: string;
+  seconds?: string;
+  loop?: boolean;
+  shots?: { prompt: string; seconds: number }[];
+  /** None of a film from words alone; "film" of one with shots or windows; else what was done to which its file does not hold. */
+  task?: string;
+}
+
+/** As they are written. */
+interface Written {
+  prompt?: string;
+  text?: string;
+  system?: string;
+  steps?: number;
+  guidance?: number;
+  strength?: number;
+  /** Height and width at which the network worked; a server enlarges the film. */
+  size?: [number, number];
   frames?: number;
   fps?: number;
+  loop?: boolean;
+  /** Words, what the model read, frames. */
+  shots?: [string, string, number][];
+  task?: string;
 }
 
 const LARGEST = 128 * 2 ** 20;
@@ -29,6 +57,18 @@ function inside(view: DataView, start: number, end: number, name: string): [numb
   return null;
 }
 
+/** Width and height of the first track, in pixels: the end of its header, as 16.16 numbers. */
+function shown(view: DataView): string | undefined {
+  let box: [number, number] | null = [0, view.byteLength];
+  for (const name of ["moov", "trak", "tkhd"]) {
+    box = inside(view, box[0], box[1], name);
+    if (!box) return undefined;
+  }
+  const width = view.getUint16(box[1] - 8);
+  const height = view.getUint16(box[1] - 4);
+  return width && height ? `${width}x${height}` : undefined;
+}
+
 /** Null when the file is not an mp4 or was not made by tubelet. */
 export async function readSettings(file: Blob): Promise<Settings | null> {
   if (file.size > LARGEST) return null;
@@ -43,11 +83,24 @@ export async function readSettings(file: Blob): Promise<Settings | null> {
   try {
     const text = new TextDecoder().decode(new Uint8Array(view.buffer, box[0] + 8, box[1] - box[0] - 8));
     const outer = JSON.parse(text) as { prompt?: string; settings?: string };
-    const inner = (outer.settings ? JSON.parse(outer.settings) : {}) as Partial<Settings>;
+    const inner = (outer.settings ? JSON.parse(outer.settings) : {}) as Written;
     const prompt = outer.prompt ?? inner.prompt;
     if (!prompt) return null;
-    const { seed, steps, guidance, frames, fps } = inner;
-    return { prompt, seed, steps, guidance, frames, fps };
+    const { system: model, steps, guidance, strength, fps, loop, task } = inner;
+    const shots = fps && (inner.shots?.length ?? 0) > 1 ? inner.shots : undefined;
+    return {
+      prompt,
+      expand: inner.text !== inner.prompt || inner.text === undefined,
+      model,
+      steps,
+      guidance,
+      strength,
+      size: shown(view) ?? (inner.size ? `${inner.size[1]}x${inner.size[0]}` : undefined),
+      seconds: inner.frames && fps ? String(inner.frames / fps) : undefined,
+      loop,
+      shots: shots?.map(([words, , frames]) => ({ prompt: words, seconds: frames / fps! })),
+      task,
+    };
   } catch {
     return null;
   }

@@ -23,6 +23,27 @@ export function seconds(value: string | number | null | undefined): string {
   return Number.isFinite(number) && number > 0 ? `${Number(number.toFixed(1))} s` : "";
 }
 
+/** A size for the eye. */
+export function pixels(size: string): string {
+  return size.replace("x", " × ");
+}
+
+/** Of some sizes the one of the nearest shape, and of these the one with the nearest number of pixels. */
+export function nearestSize(size: string, sizes: readonly string[]): string {
+  const [width, height] = sides(size);
+  const far = (other: string): [number, number] => {
+    const [wide, high] = sides(other);
+    return [Math.abs(Math.log((wide * height) / (high * width))), Math.abs(Math.log((wide * high) / (width * height)))];
+  };
+  const nearer = (a: [number, number], b: [number, number]) => a[0] - b[0] < -0.01 || (Math.abs(a[0] - b[0]) <= 0.01 && a[1] < b[1]);
+  return size ? sizes.reduce((a, b) => (nearer(far(b), far(a)) ? b : a)) : sizes[0]!;
+}
+
+export function nearestSeconds(seconds: string, lengths: readonly string[]): string {
+  const far = (length: string) => Math.abs(Number(length) - Number(seconds));
+  return seconds ? lengths.reduce((a, b) => (far(b) < far(a) ? b : a)) : lengths[0]!;
+}
+
 export function left(ms: number): string {
   if (ms < 1500) return "nearly done";
   if (ms < 90_000) return `about ${Math.round(ms / 1000)} s left`;
@@ -47,13 +68,13 @@ export function brief(film: Film, length = 60): string {
   return words.length > length ? words.slice(0, length - 1).trimEnd() + "…" : words;
 }
 
-export function fileName(film: Film): string {
+export function fileName(film: Film, ending: string): string {
   const words = title(film)
     .toLowerCase()
     .replace(/[^a-z0-9]+/g, "-")
     .slice(0, 40)
     .replace(/^-|-$/g, "");
-  return `${words || "film"}${film.seed == null ? "" : `-${film.seed}`}.mp4`;
+  return `${words || "film"}${film.seed == null ? "" : `-${film.seed}`}.${ending}`;
 }
 
 const FAILURES: Record<string, string> = {

@@ -261,6 +261,33 @@ def test_losses_reach_every_parameter_and_weigh_as_stated() -> None:
     assert moved(anchors, terms["real"], terms["fake"]).shape == (2,)
 
 
+def test_the_discriminator_speaks_from_its_step_on_and_does_not_learn_from_it() -> None:
+    codec, judge = make(TINY), Discriminator3d((5, 16, 24), width=4, multipliers=(2, 2), groups=2)
+    weights = Weights(start=10)
+    early, _ = tokenizer_losses(codec, judge, clip(5), 9, weights)
+    alone, _ = tokenizer_losses(codec, None, clip(5), 9, weights)
+    assert early.keys() == {"loss", "reconstruction", "entropy", "commitment"}
+    assert early == alone
+    late, restored = tokenizer_losses(codec, judge, clip(5), 10, weights)
+    torch.testing.assert_close(late["adversarial"], F.softplus(-judge(restored)).mean())
+    late["loss"].backward()
+    assert all(p.grad is None for p in judge.parameters())
+
+
+def test_the_perceptual_distance_is_a_mean_over_frames() -> None:
+    codec, x = make(TINY), clip(5)
+
+    def absolute(a: Tensor, b: Tensor) -> Tensor:
+        assert a.shape == b.shape == (10, 3, 16, 24)
+        return (a - b).abs().mean((1, 2, 3))
+
+    plain, restored = tokenizer_losses(codec, None, x, 0)
+    seen, _ = tokenizer_losses(codec, None, x, 0, perceptual=absolute)
+    torch.testing.assert_close(seen["perceptual"], (x - restored).abs().mean())
+    torch.testing.assert_close(seen["loss"], plain["loss"] + 0.1 * seen["perceptual"])
+    assert seen["perceptual"].requires_grad
+
+
 def test_the_weight_of_entropy_falls_to_a_third() -> None:
     at = Weights().entropy_at
     assert [round(at(step), 6) for step in (0, 1000, 2000, 9999)] == [0.3, 0.2, 0.1, 0.1]
@@ -275,6 +302,21 @@ def test_r1_is_the_squared_slope() -> None:
     real, fake = torch.randn(4, 3, 2, 2, 2), torch.randn(4, 3, 2, 2, 2)
     terms = discriminator_losses(plane, real, fake, torch.zeros(2))  # type: ignore[arg-type]
     torch.testing.assert_close(terms["r1"], slope.square().sum())
+
+
+def test_the_discriminator_learns_in_full_precision_under_autocast() -> None:
+    judge = Discriminator3d((3, 16, 16), width=16, multipliers=(1, 2), groups=4)  # the second block works on two frames
+    real, fake = torch.rand(2, 2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    found = []
+    for narrow in (False, True):
+        judge.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            losses = discriminator_losses(judge, real, fake, torch.zeros(2))
+        losses["loss"].backward()
+        found.append([p.grad.clone() for p in judge.parameters() if p.grad is not None])
+    assert len(found[0]) == len(list(judge.parameters()))
+    for full, half in zip(*found, strict=True):
+        assert torch.equal(full, half)
 
 
 def test_lecam_pulls_where_real_and_fake_are_told_apart() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,10 +13,54 @@ from typing import Literal
 import pytest
 import torch
 
+from tubelet.core import files
 from tubelet.core.config import from_dict, to_dict
 from tubelet.core.errors import UserError
-from tubelet.core.files import read_json, sha256, whole_file, write_json
+from tubelet.core.files import held, read_json, sha256, whole_file, write_json
 from tubelet.core.weights import load_module, load_tensors, save_module, save_tensors
+
+
+def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code = (
+        "import sys; from tubelet.core.files import held\nwith held(sys.argv[1]): print('mine', flush=True); sys.stdin.read()"
+    )
+
+    def second() -> None:
+        with held(folder):
+            pass
+
+    with subprocess.Popen([sys.executable, "-c", code, folder], stdin=-1, stdout=-1, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "mine\n"
+        with pytest.raises(UserError, match="another process is at work in"):
+            second()
+        assert folder.is_dir(), "whose folder it is, keeps it"
+        first.kill()
+    second()
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_a_held_folder_in_which_nothing_is_made_goes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with held(tmp_path / "empty"):
+        pass
+    with held(tmp_path / "full"):
+        (tmp_path / "full" / "a").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    with pytest.raises(UserError, match="cannot write in"), held(tmp_path / "full" / "a"):
+        pass
+    with pytest.raises(UserError, match="cannot write in"), held(tmp_path / ("a" * 300)):
+        pass
+    monkeypatch.setattr(files, "fcntl", None)
+    with held(tmp_path / "full"), held(tmp_path / "full"):
+        pass
+
+
+def test_a_folder_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read"):
+        read_json(tmp_path)
+    with pytest.raises(UserError, match="cannot read"):
+        read_json(tmp_path / ("a" * 300))
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

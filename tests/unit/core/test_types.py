@@ -35,6 +35,12 @@ def test_sizes_that_do_not_fit_are_refused_with_the_nearest_that_do(size: tuple[
     assert words in str(caught.value)
 
 
+def test_without_a_stride_in_time_any_number_of_frames_fits_but_none() -> None:
+    assert Strides(1, 8, 8).latent_shape(7, 64, 64) == (7, 8, 8)
+    with pytest.raises(UserError, match="frames must be at least 1, got 0; ask for more"):
+        Strides(1, 8, 8).latent_shape(0, 64, 64)
+
+
 def test_every_byte_survives_the_way_to_floats_and_back() -> None:
     frames = np.arange(256, dtype=np.uint8).reshape(2, 8, 16, 1).repeat(3, axis=3)
     video = Video.from_uint8(frames, 8.0)

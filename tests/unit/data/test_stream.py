@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import collections
 import json
+from collections.abc import Collection
 
 import numpy as np
 import pytest
@@ -28,13 +29,17 @@ SHAPES = [(1, 4, 4), (3, 4, 4), (3, 2, 4)]
 
 
 class InMemory:
-    def __init__(self, count: int, shapes: list[tuple[int, ...]] | None = None) -> None:
-        self.shapes = shapes or [(1, 2, 2)] * count
+    """`bad`: places whose records cannot be read."""
+
+    def __init__(self, count: int, shapes: list[tuple[int, ...]] | None = None, bad: Collection[int] = ()) -> None:
+        self.shapes, self.bad = shapes or [(1, 2, 2)] * count, bad
 
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def read(self, index: int) -> Record:
+    def read(self, index: int) -> Record | None:
+        if index in self.bad:
+            return None
         captions = [{"text": f"{kind} {index}", "kind": kind} for kind in ("short", "dense", "human")]
         return Record(
             f"r{index}", {"latent": torch.full((2, *self.shapes[index]), float(index))}, {"captions": captions, "fps": 8}
@@ -306,6 +311,41 @@ def test_bucket_batches_are_shared_by_ranks_and_shuffled() -> None:
         alone.draw(5)
     with pytest.raises(UserError, match="59 shapes"):
         BucketStream(data, data.shapes[1:])
+
+
+def test_a_bad_record_of_a_bucket_is_replaced_by_one_of_its_shape() -> None:
+    shapes = [SHAPES[n % 3] for n in range(30)]
+    bad = {4, 13, *range(2, 30, 3)}  # some of the second shape, all of the third
+    ranks = [BucketStream(InMemory(0, shapes, bad), shapes, seed=2, budget=200, rank=r, world=2) for r in range(2)]
+    seen = set()
+    for _ in range(12):
+        parts = [rank.draw(6) for rank in ranks]
+        assert parts[0]["latent"].shape == parts[1]["latent"].shape, "of one shape, as many as they would have been"
+        assert ranks[0].state() == ranks[1].state()
+        for part in parts:
+            seen |= set(part["key"])
+            for latent, caption in zip(part["latent"], part["caption"], strict=True):
+                number = int(latent.flatten()[0])
+                assert tuple(latent.shape[1:]) == shapes[number]
+                assert caption.split()[1] == str(number)
+    assert seen == {f"r{n}" for n in range(30) if n not in bad}
+    with pytest.raises(UserError, match="no record of the data set can be read"):
+        BucketStream(InMemory(0, shapes, range(30)), shapes, seed=2).draw(4)
+
+
+def test_a_bad_record_of_a_pack_is_replaced_by_one_that_costs_no_more() -> None:
+    shapes = [SHAPES[n % 3] for n in range(30)] + [(5, 4, 4)]  # 16, 48, 24 tokens, and one of 80
+    tokens = [int(np.prod(shape)) for shape in shapes]
+    for bad in ({30}, {1, 4, 7, 30}, set(range(0, 30, 3)), set(range(30)), set(range(1, 31))):
+        stream = PackStream(InMemory(0, shapes, bad), tokens, 80, seed=4)
+        for _ in range(3 * len(stream.plan(0))):
+            batch = stream.draw(1)
+            costs = [latent[0].numel() for latent in batch["latent"]]
+            assert 0 < sum(costs) <= 80
+            assert len(batch["key"]) == len(batch["caption"]) == len(costs)
+            assert not {f"r{n}" for n in bad} & set(batch["key"])
+    with pytest.raises(UserError, match="no record of the data set can be read"):
+        PackStream(InMemory(0, shapes, range(31)), tokens, 80).draw(1)
 
 
 def packs(**settings: object) -> PackStream:

@@ -136,6 +136,32 @@ def test_the_hybrid_loss_is_its_parts() -> None:
     assert not torch.equal(losses["loss"], hybrid_loss(network, x, rng(1), LINEAR)["loss"])
 
 
+def test_under_a_mask_only_what_it_counts_matters_and_each_value_alike() -> None:
+    x = torch.rand(3, 2, 4, 4, generator=rng(1)) * 2 - 1
+    mask = torch.zeros(3, 1, 4, 4)
+    mask[0, :, :1], mask[1, :, :3], mask[2] = 1, 1, 1  # 4, 12 and 16 cells
+
+    def network(z: Tensor, t: Tensor) -> Tensor:
+        return torch.cat([0.5 * z, torch.full_like(z, 0.3)], dim=1)
+
+    def astray(z: Tensor, t: Tensor) -> Tensor:
+        return torch.where(mask > 0, network(z, t), 7.0)
+
+    losses = hybrid_loss(network, x, rng(), LINEAR, mask=mask)
+    for name, value in hybrid_loss(astray, x, rng(), LINEAR, mask=mask).items():
+        torch.testing.assert_close(value, losses[name])
+    parts = []
+    for row in range(3):
+        alone = torch.zeros_like(mask)
+        alone[row] = mask[row]
+        parts.append(hybrid_loss(network, x, rng(), LINEAR, mask=alone))
+    for name in ("loss", "simple", "vlb"):
+        torch.testing.assert_close(losses[name], sum(n * part[name] for n, part in zip((4, 12, 16), parts, strict=True)) / 32)
+    everywhere = hybrid_loss(network, x, rng(), LINEAR, mask=torch.ones(3, 1, 1, 1))
+    for name, value in hybrid_loss(network, x, rng(), LINEAR).items():
+        torch.testing.assert_close(everywhere[name], value)
+
+
 def test_bad_input_is_refused() -> None:
     x = torch.zeros(2, 3, 4, 4)
     with pytest.raises(UserError, match="no signal is left; take a chain"):

@@ -349,6 +349,19 @@ def test_the_packed_loss_is_the_mean_over_all_cells():
         packed_flow_loss(network.packed, x, condition, rng(), prediction="eps")
 
 
+@pytest.mark.parametrize("prediction", ["skip", "velocity"])
+def test_where_all_is_known_there_is_nothing_to_learn(prediction):
+    x, _, _, condition = packed_inputs()
+    network, x = Scaled(), [one.requires_grad_() for one in x]
+    known = [torch.zeros(one.shape[1:]) for one in x]
+    packed = packed_flow_loss(network.packed, x[:1], condition[:1], rng(), mask=known[:1], prediction=prediction)
+    whole = flow_loss(network, x[0][None], condition[:1], rng(), mask=known[0][None], prediction=prediction)
+    for losses in (packed, whole):
+        assert all(value == 0 for value in losses.values())
+        for gradient in torch.autograd.grad(losses["loss"], (network.weight, x[0])):
+            assert (gradient == 0).all()
+
+
 def test_larger_clips_see_more_noise_where_the_shift_counts_tokens():
     sampling = SigmaSampling(shift=1.5, tokens=100)
     assert sampling.shift_of(100) == 1.5

@@ -103,6 +103,24 @@ def test_human_prompts_have_scenes_of_the_grammar():
         assert wished.video.shape == (17, 64, 64, 3)
 
 
+@pytest.mark.parametrize("prompt", HUMAN_PROMPTS, ids=lambda prompt: prompt.text)
+def test_truth_passes_every_human_prompt(prompt):
+    read_as = parse(prompt.text)
+    for seed in range(3):
+        truth = WORLDS[prompt.world].sample(seed, kind=read_as["kind"], wish=read_as)
+        right = follow(truth.video, truth.fps, scene_of(prompt))
+        assert right
+        assert all(right.values()), right
+
+
+def test_strokes_of_one_colour_count_as_one():
+    strokes = [{"color": "orange", "stroke": "vertical"}, {"color": "orange", "stroke": "horizontal"}, {"color": "blue"}]
+    truth = WORLDS["persist2d"].sample(1, kind="paint", wish={"strokes": strokes})
+    assert all(follow(truth.video, 8.0, {"kind": "paint", "strokes": strokes}).values())
+    assert not follow(truth.video, 8.0, {"kind": "paint", "strokes": strokes[:2]})["event"]
+    assert not follow(truth.video, 8.0, {"kind": "paint", "strokes": [strokes[0], strokes[2], {"color": "red"}]})["colour"]
+
+
 def test_bad_input_is_refused():
     with pytest.raises(UserError, match="uint8"):
         follow(np.zeros((17, 64, 64, 3)), 8.0, {"kind": "fall"})

@@ -74,6 +74,14 @@ def test_an_oracle_scores_full_and_every_name_is_there(tmp_path):
     assert Image.open(tmp_path / "sheet.png").size[0] > 100
 
 
+def test_codec_figures_count_the_films_that_name_them():
+    figures = report.truth_figures(2, ("in",), codec=Same())
+    # Two prompts: one facet is named by both of them, a kind by one, and steadiness is judged on slides beside.
+    assert figures["codec/caption/event/n"] == 2.0
+    assert figures["codec/kind/slide/n"] == figures["codec/kind/fall/n"] == 1.0
+    assert figures["codec/law/steady/n"] == 4.0
+
+
 def test_untrackable_films_count_as_failures():
     figures = report.evaluate_system(Oracle(blind=True), n=2, samples=1, splits=("in",), progress=False)
     generated = [k for k in figures if k.count("/") == 2 and k.endswith("/in")]

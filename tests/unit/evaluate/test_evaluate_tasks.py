@@ -69,6 +69,20 @@ def test_the_truth_moves_as_it_does_and_standing_still_does_not(system: System) 
     assert np.mean(values["velocity/constant"]) > np.mean(values["velocity"]), "falling things do not keep their velocity"
 
 
+def test_another_velocity_may_stand_for_the_one_that_is_kept(system: System) -> None:
+    episode = Bench(system).episode(0, ("slide",))
+    x = np.stack([episode.state["x"][:, 0], episode.state["y"][:, 0]], 1)
+    line = (x[4] - x[0]) / 4
+    for constant in (None, line, 0 * line):
+        values = defaultdict(list)
+        motion(lambda figure, value: values[figure].append(value), episode.video, episode, range(1, 4), 1, constant)  # noqa: B023
+        kept, copied = np.mean(values["velocity/constant"]), np.mean(values["velocity/copy"])
+        if constant is line:
+            assert kept < 0.02 < copied, "what slides goes straight on"
+        else:
+            assert kept == copied, "one known frame has no velocity"
+
+
 def test_a_seam_is_seen_where_it_is() -> None:
     ramp = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.full((1, 4, 4, 3), 10, np.uint8)
     assert seam(ramp, 4) == pytest.approx(1)

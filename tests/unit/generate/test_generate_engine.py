@@ -21,10 +21,10 @@ TINY = SpacetimeConfig(width=32, depth=2, heads=2, in_channels=4, patch=(2, 2, 2
 CODEC = {"channels": 4, "fine_width": 16, "coarse_width": 16, "temporal_stride": 2, "decoder_blocks": [1, 1, 1]}
 
 
-def parts() -> tuple:
+def parts(stride: int = 2) -> tuple:
     """Networks with every weight random, so that prompt, noise and guidance all matter."""
     torch.manual_seed(0)
-    codec, denoiser = build_codec("causal_conv", CODEC).eval(), Spacetime(TINY).eval()
+    codec, denoiser = build_codec("causal_conv", CODEC | {"temporal_stride": stride}).eval(), Spacetime(TINY).eval()
     text = OwnTextEncoder(OwnTextConfig(vocab_size=300, width=32, depth=1, heads=2)).eval()
     for parameter in denoiser.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
@@ -219,10 +219,10 @@ def test_given_films_of_another_size_are_refused(engine: Engine) -> None:
         films(engine, RED, RED, RED, given=extended(known(engine, 5).expand(2, -1, -1, -1, -1), 5))
 
 
-def by_frame() -> Engine:
-    """An engine whose tokens span one latent frame."""
+def by_frame(stride: int = 2) -> Engine:
+    """An engine whose tokens span one latent frame, of `stride` frames."""
     config = dataclasses.replace(TINY, patch=(1, 2, 2))
-    codec, _, text = parts()
+    codec, _, text = parts(stride)
     torch.manual_seed(1)
     denoiser = Spacetime(config).eval()
     for parameter in denoiser.parameters():
@@ -251,7 +251,21 @@ def test_frames_may_have_times_of_their_own(engine: Engine) -> None:
 
 
 def test_loops_of_a_batch_are_its_singles() -> None:
-    engine = by_frame()
+    engine = by_frame(stride=1)
     together = films(engine, RED, BLUE, loop=True)
     torch.testing.assert_close(together[1:], films(engine, BLUE, loop=True), atol=2e-5, rtol=0)
     assert float((together[1:] - films(engine, BLUE)).abs().max()) > 1e-3
+
+
+def test_what_does_not_fit_into_memory_is_one_sentence(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes")
+
+    pixels = torch.zeros(1, 3, 9, 32, 48)
+    for name, call in {
+        "encode": lambda: engine.encode(pixels),
+        "decode": lambda: engine.decode(torch.zeros(1, 4, 5, 4, 6)),
+    }.items():
+        monkeypatch.setattr(engine.codec, name, full)
+        with pytest.raises(UserError, match="1 x 9 frames of 32x48 do not fit into memory"):
+            call()

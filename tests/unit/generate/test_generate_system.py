@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -17,11 +18,12 @@ from tubelet.codecs import build_codec
 from tubelet.codecs.base import Codec
 from tubelet.core.errors import UserError
 from tubelet.core.files import sha256
+from tubelet.core.types import Video
 from tubelet.generate import folder as room
 from tubelet.generate.clip import Clip, read_settings
 from tubelet.generate.engine import Sampling
 from tubelet.generate.folder import read_config, save_system, shipped
-from tubelet.generate.system import System, load, regenerate
+from tubelet.generate.system import Shot, System, load, regenerate
 from tubelet.media.decode import decode_uint8
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.runtime.cpu import accelerate
@@ -33,9 +35,9 @@ TINY = SpacetimeConfig(width=32, depth=2, heads=2, in_channels=4, patch=(2, 2, 2
 CODEC = {"channels": 4, "fine_width": 16, "coarse_width": 16, "decoder_blocks": [1, 1, 1]}
 
 
-def write(folder: Path, seed: int = 0, **settings) -> Path:
+def write(folder: Path, seed: int = 0, shape: dict | None = None, network: SpacetimeConfig = TINY, **settings) -> Path:
     torch.manual_seed(seed)
-    codec, denoiser = build_codec("causal_conv", CODEC), Spacetime(TINY)
+    codec, denoiser = build_codec("causal_conv", CODEC | (shape or {})), Spacetime(network)
     tokenizer = train(["a red ball falls", "a blue box slides left"] * 4, 280)
     text = OwnTextEncoder(OwnTextConfig(vocab_size=300, width=32, depth=1, heads=2), tokenizer)
     for parameter in denoiser.parameters():
@@ -107,6 +109,16 @@ def test_large_parts_lie_in_pieces(folder: Path, tmp_path: Path, monkeypatch: py
         load(tmp_path / "tiny")
     monkeypatch.undo()
     assert {p.name for p in write(tmp_path / "tiny").iterdir()} == {p.name for p in folder.iterdir()}, "no piece is left over"
+
+
+def test_words_beyond_what_the_encoder_reads_are_told_of(system: System, capsys: pytest.CaptureFixture[str]) -> None:
+    limit = system.text.config.max_tokens
+    system.generate("a red ball falls", frames=3)
+    assert capsys.readouterr().err == ""
+    system.generate("a red ball falls " * limit, frames=3)
+    assert "more words than the model reads" in capsys.readouterr().err
+    system.film([Shot("a red ball falls", 3), Shot("a blue box slides left " * limit, 2)])
+    assert "more words than the model reads" in capsys.readouterr().err
 
 
 def test_loaded_and_built_compute_the_same(system: System) -> None:
@@ -229,6 +241,41 @@ def test_regenerate_refuses_another_system(system: System, tmp_path: Path) -> No
         regenerate({**clip.settings, "digest": wide.digest}, wide)
 
 
+@pytest.fixture(scope="module")
+def strided(tmp_path_factory: pytest.TempPathFactory) -> System:
+    """A system whose latent frames after the first hold four frames each."""
+    network = dataclasses.replace(TINY, patch=(1, 2, 2))
+    folder = write(tmp_path_factory.mktemp("systems") / "strided", shape={"temporal_stride": 4}, network=network, frames=9)
+    return load(folder, device="cpu", dtype="float32")
+
+
+def test_films_with_several_frames_in_a_latent_one(strided: System) -> None:
+    words = "a red ball falls"
+    still = [Video(torch.full((1, 3, 1, 32, 32), level), 8.0) for level in (-0.5, 0.5)]
+    for pictures in ({0: still[0]}, {-1: still[1]}, {0: still[0], -1: still[1]}):
+        film = strided.film([Shot(words, 9, pictures)], seed=3).video.pixels
+        assert film.shape == (1, 3, 9, 32, 32)
+        for frame, picture in pictures.items():
+            assert torch.equal(film[:, :, frame], picture.pixels[:, :, 0])
+    ends = strided.film([Shot(words, 9, {-1: still[1]})], seed=3).video.pixels
+    assert float((ends - strided.film([Shot(words, 9)], seed=3).video.pixels)[:, :, 5:8].abs().max()) > 1e-3, "it is seen"
+    assert torch.equal(strided.film([Shot(words, 9)], seed=3).video.pixels, strided.generate(words, seed=3).video.pixels)
+    long = strided.film([Shot(words, 17), Shot(words, 8, {0: still[0]})], seed=3).video
+    assert long.frames == 25
+    assert torch.equal(long.pixels[:, :, 17], still[0].pixels[:, :, 0])
+    assert strided.film([Shot(words, 8)], past=long).video.frames == 33
+    with pytest.raises(UserError, match=r"frames must be 1 \+ a multiple of 4"):
+        strided.film([Shot(words, 7)], past=long)
+
+
+def test_a_loop_needs_latents_of_one_frame(strided: System, system: System) -> None:
+    for one, count in ((strided, 4), (system, 2)):
+        with pytest.raises(UserError, match=f"{count} frames") as caught:
+            one.generate("a red ball falls", loop=True)
+        assert "loop" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
 def test_settings_of_strangers_are_refused(system: System, tmp_path: Path) -> None:
     good = system.generate("a red ball").settings
     for change, says in (
@@ -290,7 +337,7 @@ def test_harmed_settings_are_found(copy: Path) -> None:
         ({"defaults": {**good["defaults"], "solver": "magic"}}, "solver"),
         ({"files": {}}, "lists no"),
         ({"files": {**good["files"], "../system.json": "0"}}, "missing"),
-        ({"files": {**good["files"], "denoiser.safetensors": 5}}, "strings"),
+        ({"files": {**good["files"], "denoiser.safetensors": 5}}, "must be str"),
         ({"fps": 0.0}, "fps"),
     ):
         (copy / "system.json").write_text(json.dumps({**good, **changes}))

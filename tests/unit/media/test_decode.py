@@ -34,16 +34,27 @@ def write(
     codec: str = "libx264",
     turn=None,
     rate=30,
+    aspect: Fraction | None = None,
+    sound: float = 0.0,
 ) -> Path:
-    """A film whose frame k stands from times[k] * base seconds, with few key frames and with B frames."""
+    """A film whose frame k stands from times[k] * base seconds, with few key frames and with B frames; `sound` in seconds."""
     with av.open(str(path), "w") as container:
         options = {"libx264": {"crf": "8"}, "ffv1": {}, "libvpx-vp9": {"crf": "8", "b": "0", "cpu-used": "8"}}[codec]
         video = container.add_stream(codec, rate=rate, options=options)
         video.height, video.width, video.pix_fmt, video.gop_size = frames.shape[1], frames.shape[2], "yuv420p", 12
         video.codec_context.time_base = base
         video.time_base = base
+        if aspect is not None:
+            video.sample_aspect_ratio = aspect
         if turn is not None:
             video.set_display_rotation(*turn)
+        hum = container.add_stream("aac" if path.suffix == ".mp4" else "libopus", rate=48000, layout="mono") if sound else None
+        for number in range(round(sound * 50) if hum is not None else 0):
+            block = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), format="s16", layout="mono")
+            block.sample_rate, block.pts, block.time_base = 48000, 960 * number, Fraction(1, 48000)
+            container.mux(hum.encode(block))
+        if hum is not None:
+            container.mux(hum.encode(None))
         for frame, time in zip(frames, times, strict=True):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             picture.pts, picture.time_base = time, base
@@ -174,6 +185,53 @@ def test_alpha_inside_a_film_is_laid_on_white(tmp_path: Path) -> None:
     assert frames.shape == (2, 16, 16, 3)
     assert frames[0, 8, 2].tolist() == [0, 0, 200]
     assert frames[0, 8, 12].tolist() == [255, 255, 255]
+
+
+def test_what_is_transparent_may_be_laid_on_black(tmp_path: Path) -> None:
+    strokes = np.zeros((16, 16, 4), np.uint8)
+    strokes[4:8] = 255
+    Image.fromarray(strokes).save(tmp_path / "strokes.png")
+    assert (decode_uint8(tmp_path / "strokes.png")[0] == 255).all()
+    assert np.array_equal(decode_uint8(tmp_path / "strokes.png", ground="black")[0][0], strokes[..., :3])
+    with av.open(str(tmp_path / "strokes.mov"), "w") as container:
+        video = container.add_stream("qtrle", rate=5)
+        video.height, video.width, video.pix_fmt = 16, 16, "argb"
+        container.mux(video.encode(av.VideoFrame.from_ndarray(strokes, format="rgba").reformat(format="argb")))
+        container.mux(video.encode(None))
+    assert np.array_equal(decode_uint8(tmp_path / "strokes.mov", ground="black")[0][0], strokes[..., :3])
+    assert (decode_uint8(tmp_path / "strokes.mov")[0] == 255).all()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize(("aspect", "width"), [(Fraction(2), 128), (Fraction(1, 2), 32), (Fraction(1), 64), (Fraction(9), 64)])
+def test_pixels_that_are_not_square_are_made_square(tmp_path: Path, aspect: Fraction, width: int, suffix: str) -> None:
+    picture = np.full((32, 64, 3), 40, np.uint8)
+    picture[:, :16] = 220
+    path = write(tmp_path / f"film{suffix}", picture[None].repeat(3, 0), [0, 33, 66], aspect=aspect)
+    frames, _ = decode_uint8(path)
+    assert frames.shape == (3, 32, width, 3)
+    assert abs(int(frames[0, 16, width // 8].mean()) - 220) < 6
+    assert abs(int(frames[0, 16, width // 2].mean()) - 40) < 6
+    assert (probe(path).height, probe(path).width) == (32, width)
+    # A film that lies on its side is squared before it is turned.
+    turned = write(tmp_path / "turned.mp4", picture[None].repeat(3, 0), [0, 33, 66], aspect=aspect, turn=(90, False, False))
+    assert decode_uint8(turned)[0].shape == (3, width, 32, 3)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".mp4", "libx264"), (".mkv", "libx264"), (".webm", "libvpx-vp9")])
+@pytest.mark.parametrize("sound", [0.0, 1.0, 9.0])
+def test_a_film_ends_with_its_picture_not_with_its_sound(tmp_path: Path, suffix: str, codec: str, sound: float) -> None:
+    path = write(tmp_path / f"film{suffix}", numbered(20), [100 * k for k in range(20)], codec=codec, rate=10, sound=sound)
+    about = probe(path)
+    assert about.seconds == pytest.approx(2.0, abs=0.02)
+    assert about.frames == 20
+    assert numbers(decode_uint8(path, start=about.seconds - 0.3, fps=10.0, frames=3)[0]) == [17, 18, 19]
+
+
+def test_only_a_picture_without_a_duration_is_still(film: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "two.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")])
+    assert [probe(path).still for path in (tmp_path / "one.png", tmp_path / "two.gif", film)] == [True, False, False]
 
 
 def test_exif_orientation_of_a_photograph_is_applied(tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ from tubelet.models.unclip import (
     invert,
     keep_better,
     prior_loss,
-    sample_codes,
     stated,
     text_difference,
     tiny,
@@ -332,22 +331,6 @@ def test_a_code_sees_the_codes_before_it_alone(ar: AutoregressivePrior) -> None:
     torch.testing.assert_close(short, before[2:], atol=1e-6, rtol=1e-5)
     with pytest.raises(UserError, match="quantise"):
         ar(ids, mask, text, dot, codes[:, :4])
-
-
-@torch.no_grad()
-def test_sampling_with_a_cache_is_sampling_without(ar: AutoregressivePrior) -> None:
-    inputs = ar_inputs()
-    codes = sample_codes(ar, *inputs, rng(7))
-    assert torch.equal(codes, sample_codes(ar, *inputs, rng(7)))
-    assert not torch.equal(codes, sample_codes(ar, *inputs, rng(8)))
-    g = rng(7)
-    dot = high_dots(3, 4, g)
-    slow = torch.zeros(3, 5, dtype=torch.long)
-    for k in range(5):
-        chances = ar(*inputs, dot, slow)[:, k].softmax(-1)
-        slow[:, k] = torch.multinomial(chances, 1, generator=g)[:, 0]
-    assert torch.equal(codes, slow)
-    assert torch.equal(sample_codes(ar, *inputs, rng(9), dot), sample_codes(ar, *inputs, rng(9), dot))
 
 
 # The upsamplers

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
 from tubelet.models.videopoet import (
     EPS,
+    FILM_TASKS,
     MAX_TEXT,
     SIZES,
     SPECIALS,
@@ -28,12 +30,16 @@ from tubelet.models.videopoet import (
     cut,
     draw_task,
     example,
+    film_rows,
     frame_prediction,
+    guided,
     image_share,
     image_to_video,
     loss,
     masked_loss,
     painting,
+    reads_words,
+    resampled,
     stated,
     text_to_audio,
     text_to_video,
@@ -46,7 +52,9 @@ from tubelet.nn.subtokens import MASK
 from tubelet.nn.window_rows import from_windows, to_windows
 
 PAPER = Layout()
-TINY = tiny(SIZES["300M"])
+LANGUAGE = {name: config for name, config in SIZES.items() if isinstance(config, VideoPoetConfig)}
+STAGE_SIZES = {name: config for name, config in SIZES.items() if isinstance(config, SuperResolutionConfig)}
+TINY = tiny(LANGUAGE["300M"])
 LAYOUT = TINY.layout
 S = Special
 
@@ -188,6 +196,36 @@ def test_rows_of_every_task_are_figure_two() -> None:
         assert row.ids[row.prefix :].tolist() == made
     tall = text_to_video(LAYOUT, video(2, 4, 2))
     assert tall.ids[: tall.prefix].tolist() == [S.BOS, Task.GENERATE, S.SOURCE, S.RES], "only what is not square says so"
+
+
+@pytest.mark.parametrize("task", FILM_TASKS)
+def test_rows_of_films_together_are_rows_one_by_one(task: str) -> None:
+    films, holes = (torch.stack([video(seed=seed + i) for i in range(3)]) for seed in (0, 7))  # (3, 3, 2, 2)
+    alone = {
+        "text to image": lambda v, _: text_to_video(LAYOUT, v[:1], 4),
+        "text to video": lambda v, _: text_to_video(LAYOUT, v, 4),
+        "image to video": lambda v, _: image_to_video(LAYOUT, v, 4),
+        "frame prediction": lambda v, _: frame_prediction(LAYOUT, v, 2),
+        "inpainting": lambda v, h: painting(LAYOUT, h, v, outside=False, text=4),
+        "outpainting": lambda v, h: painting(LAYOUT, h, v, outside=True, text=4),
+    }[task]
+    row, ids = film_rows(task, LAYOUT, films, holes, given=2, text=4)
+    assert len(ids) == 3
+    for place, (film, hole) in enumerate(zip(films, holes, strict=True)):
+        expected = alone(film, hole)
+        assert torch.equal(ids[place], expected.ids)
+        assert row.prefix == expected.prefix
+    assert reads_words(task) == (task != "frame prediction")
+
+
+def test_rows_of_films_that_cannot_be_are_named() -> None:
+    films = video()[None]
+    with pytest.raises(UserError, match="no task 'smell'; choose one of text to image"):
+        film_rows("smell", LAYOUT, films)
+    with pytest.raises(UserError, match="inpainting reads films with a hole"):
+        film_rows("inpainting", LAYOUT, films)
+    with pytest.raises(UserError, match="of 3 token frames 3"):
+        film_rows("frame prediction", LAYOUT, films, given=3)
 
 
 def test_lengths_are_the_papers() -> None:
@@ -388,9 +426,9 @@ def test_a_new_model_knows_nothing_and_gradient_reaches_every_parameter() -> Non
         assert p.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", LANGUAGE)
 def test_counts_agree_with_arithmetic(size: str) -> None:
-    config = SIZES[size]
+    config = LANGUAGE[size]
     D, n, V = config.width, config.depth, config.layout.size
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model = VideoPoet(config)
@@ -405,7 +443,7 @@ def test_counts_agree_with_arithmetic(size: str) -> None:
 
 
 def test_the_stated_input_is_the_one_counted() -> None:
-    assert stated(SIZES["8B"]) == "64 text tokens, 5 x 16 x 16 video tokens (T, H, W), 266,496 ids"
+    assert stated(LANGUAGE["8B"]) == "64 text tokens, 5 x 16 x 16 video tokens (T, H, W), 266,496 ids"
     ids, prefix, text = example(TINY, 2)
     assert ids.shape == (2, 1352)
     assert prefix.tolist() == [69, 69]
@@ -536,3 +574,62 @@ def test_super_resolution_names_what_does_not_fit() -> None:
     ):
         with pytest.raises(UserError, match=message):
             SuperResolutionConfig(**{**vars(FINE), **wrong})
+
+
+def test_noise_draws_a_share_of_each_sample_s_codes_anew() -> None:
+    codes, share = torch.full((4, 10, 20, 20), 7), torch.tensor([0.0, 0.25, 0.5, 1.0])
+    noisy = resampled(codes, share, 16, torch.Generator().manual_seed(0))
+    assert torch.equal(noisy[0], codes[0])
+    changed = (noisy != codes).float().mean((1, 2, 3))
+    torch.testing.assert_close(changed, share * 15 / 16, atol=0.02, rtol=0)
+    assert torch.equal(noisy[3].unique(), torch.arange(16)), "any code may come"
+    again, other = (resampled(codes, share, 16, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert torch.equal(noisy, again)
+    assert not torch.equal(noisy, other)
+
+
+@torch.no_grad()
+def test_guidance_by_text_and_by_coarse_codes_is_a_sum_of_three() -> None:
+    model, codes, coarse, text = fine()
+    null = Condition(torch.zeros(2, 2, TINY.text), torch.tensor([[True, False]] * 2))
+    hide = torch.zeros(2, dtype=torch.bool)
+    both, seen, nothing = model(codes, coarse, text), model(codes, coarse, null), model(codes, coarse, null, hide)
+    cases: list[tuple[float, float, Tensor, int]] = [
+        (1.0, 1.0, both, 1),
+        (4.0, 1.0, seen + 4 * (both - seen), 2),
+        (8.0, 2.0, nothing + 2 * (seen - nothing) + 8 * (both - seen), 3),
+        (1.0, 0.0, nothing + both - seen, 3),
+    ]
+    for text_scale, coarse_scale, expected, branches in cases:
+        asked: list[int] = []
+        hook = model.register_forward_pre_hook(lambda _, inputs, asked=asked: asked.append(len(inputs[0])))
+        found = guided(model, codes, coarse, text, null, text_scale, coarse_scale)
+        hook.remove()
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        assert asked == [2 * branches], "what a scale of 1 does not need is not computed"
+    assert torch.equal(guided(model, codes, coarse, text, None, 1.0, 1.0), both)
+    with pytest.raises(UserError, match="needs empty prompts"):
+        guided(model, codes, coarse, text)
+
+
+@pytest.mark.parametrize("size", STAGE_SIZES)
+def test_stages_of_super_resolution_are_about_as_large_as_the_paper_s(size: str) -> None:
+    config = STAGE_SIZES[size]
+    D, layers, n = config.width, 3 * config.depth, config.factor
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model: Any = SuperResolution(config)
+        codes, coarse, text = example(config)
+        model(codes, coarse, text)
+    L, K = codes[0].numel(), MAX_TEXT
+    weights = layers * (4 + 4 + 4 + 8) * D * D
+    parameters = sum(p.numel() for p in model.parameters())
+    assert parameters == pytest.approx({"SR-1B": 1e9, "SR-500M": 5e8}[size], rel=0.05)
+    assert weights < parameters < 1.02 * weights
+    # Queries, outputs and MLPs of all places, keys and values of a quarter of them and of the text, and the products.
+    linear = layers * D * D * (L * (4 + 2 + 2 + 8) + 2 * (L / 4) + 2 * K) + 2 * n * D * L + K * config.text * D
+    windows = [t * h * w for t, h, w in config.windows]
+    products = sum(2 * L * D * (window + window / 4 + K) for window in windows) * config.depth
+    assert counter.get_total_flops() == 2 * (linear + products)
+    T, H, W = codes.shape[1:]
+    assert stated(config) == f"64 text tokens, {T} x {H // 2} x {W // 2} video tokens below {T} x {H} x {W}, 262,144 ids"
+    assert f"{T}x{H}x{W}" == {"SR-1B": "5x56x32", "SR-500M": "5x112x64"}[size]

@@ -109,6 +109,25 @@ def test_recipes_are_checked_and_stay_among_the_training_seeds(name: str) -> Non
     assert share == pytest.approx(config.clips.persist, abs=0.03)
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ('masks={"foo":1}', "foo"),
+        ("image_share=3", "image_share is a share"),
+        ("haze=2", "haze is a noise level"),
+        ("text_drop=-1", "text_drop is a share"),
+        ("sketch_frames=-1", "frames must be at least 0"),
+        ("denoise.ema=0.9", "sigma_rel"),
+        ("denoise.device=foo", "unknown device 'foo'"),
+        ("codec_train.device=foo", "unknown device 'foo'"),
+    ],
+)
+def test_what_a_late_stage_would_refuse_is_refused_at_once(tmp_path: Path, override: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        run("worlds-64", tmp_path / "run", [override])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_codec_may_be_kept_while_all_else_begins_anew(tmp_path: Path) -> None:
     recipe = load_recipe("worlds-64-large")
     recipe._check()

@@ -101,6 +101,17 @@ def test_every_route_asks_for_a_key(locked: Rig) -> None:
             allowed = locked.client.request(method, path, headers=bearer(keys[scope]))
             assert allowed.status_code not in (401, 403), (method, path, allowed.text)
     assert locks >= 30
+    assert {path for method, path, route in doors(locked) if isinstance(route, APIRoute) and scope_of(route) is None} == {
+        *PUBLIC
+    }
+
+
+def test_the_certificate_that_films_are_signed_under_is_public(locked: Rig) -> None:
+    answer = locked.client.get("/v1/provenance/root.pem")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/x-pem-file"
+    assert answer.text.startswith("-----BEGIN CERTIFICATE-----")
+    assert "PRIVATE" not in answer.text
 
 
 def test_a_body_is_not_read_without_a_key(locked: Rig) -> None:
@@ -306,6 +317,13 @@ def test_own_pages_and_allowed_ones_can(tmp_path: Path) -> None:
         asked = {"origin": friend, "access-control-request-method": "POST", "sec-fetch-site": "cross-site"}
         may = rig.client.options("/v1/videos", headers=asked)
         assert (may.status_code, may.headers["access-control-allow-origin"]) == (204, friend)
+        named = "authorization,content-type,x-stainless-arch, X-Stainless-Retry-Count,x-stainless-timeout,user-agent"
+        said = rig.client.options("/v1/videos", headers={**asked, "access-control-request-headers": named})
+        allowed = said.headers["access-control-allow-headers"].split(", ")
+        assert set(named.lower().replace(" ", "").split(",")) <= set(allowed), "what the official client sends in a browser"
+        odd = f"cookie, x-stainless-, x-stainless-a:b, x-other, *, x-stainless-{'a' * 99}"
+        said = rig.client.options("/v1/videos", headers={**asked, "access-control-request-headers": odd})
+        assert said.headers["access-control-allow-headers"] == may.headers["access-control-allow-headers"]
         did = rig.client.post("/v1/videos", json={"prompt": "p"}, headers={"origin": friend, "sec-fetch-site": "cross-site"})
         assert (did.status_code, did.headers["access-control-allow-origin"]) == (200, friend)
 

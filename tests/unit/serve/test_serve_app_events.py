@@ -69,6 +69,25 @@ def test_one_film_from_queue_to_end(rig: Rig) -> None:
     assert over.status_code == 204, "nothing more will come"
 
 
+def test_a_stream_that_comes_from_another_database_hears_what_is_new(live: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server began anew with an empty database, and a browser goes on where it was."""
+    monkeypatch.setattr(feed, "SILENCE", 0.1)
+    ahead = {"last-event-id": "1000000"}
+    with live.client.stream("GET", "/v1/videos/events", headers=ahead) as answer:
+        until(lambda: live.app.state.service.feed.listeners, lambda count: count == 1)
+        film = live.client.post("/v1/videos", json={"prompt": "a ball"}).json()["id"]
+        silences = 0
+        for line in answer.iter_lines():
+            silences += line.startswith(":")
+            assert silences < 100, "nothing was heard"
+            if line.startswith("data: "):
+                event = json.loads(line.removeprefix("data: "))
+                break
+        assert (event["id"], event["type"]) == (film, "video.queued")
+    live.until(film)
+    assert follow(live, film, 10**6) == follow(live, film), "of one film, all"
+
+
 def test_a_deleted_film_ends_its_stream(rig: Rig) -> None:
     rig.worker.held.set()
     id = rig.client.post("/v1/videos", json={"prompt": "a ball"}).json()["id"]

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from anyio import CapacityLimiter
 from api_rig import png, serving
 
+from tubelet.serve import outbound
 from tubelet.serve.outbound import Outbound, Unreachable, is_public, target
 
 NAMES = {
@@ -300,6 +302,96 @@ def test_a_refused_connection_is_an_answer() -> None:
 
     with pytest.raises(Unreachable):
         Outbound(resolver=resolver, dial=closed).fetch("https://public.example/", limit=5)
+
+
+def test_a_name_that_does_not_resolve_in_time_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    done, places = threading.Event(), threading.BoundedSemaphore(4)
+    monkeypatch.setattr(outbound, "_LOOKING", places)
+
+    def slow(host: str, port: int) -> list[str]:
+        done.wait(20)
+        return resolver(host, port)
+
+    begin = time.monotonic()
+    with pytest.raises(Unreachable):
+        target("https://public.example/", resolver=slow, timeout=0.1)
+    with pytest.raises(Unreachable):
+        Outbound(resolver=slow).fetch("https://public.example/", limit=5, timeout=0.1)
+    assert time.monotonic() - begin < 5
+    for _ in range(2):
+        with pytest.raises(Unreachable):
+            target("https://public.example/", resolver=slow, timeout=0.1)
+    with pytest.raises(Unreachable, match="too many"):
+        target("https://public.example/", resolver=resolver, timeout=0.1)
+    done.set()
+    assert target("https://public.example/", resolver=resolver, timeout=10).address == "93.184.215.14"
+    assert all(places.acquire(timeout=10) for _ in range(4)), "each place is given back"
+
+
+def test_the_time_for_a_name_is_taken_from_the_whole() -> None:
+    seen: list[float] = []
+
+    def slow(host: str, port: int) -> list[str]:
+        time.sleep(0.3)
+        return resolver(host, port)
+
+    def dialled(_address: str, _port: int, timeout: float) -> socket.socket:
+        seen.append(timeout)
+        raise ConnectionRefusedError
+
+    with pytest.raises(Unreachable):
+        Outbound(resolver=slow, dial=dialled).fetch("https://public.example/", limit=5, timeout=10.0)
+    assert 0 < seen[0] <= 9.7
+
+
+def test_what_a_name_service_says_is_not_lost() -> None:
+    def broken(_host: str, _port: int) -> list[str]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        target("https://public.example/", resolver=broken)
+    with pytest.raises(Unreachable, match="does not resolve"):
+        target("https://nothing.example/", resolver=resolver)
+
+
+@pytest.mark.parametrize("way", ["check", "test", "fetch"])
+def test_waits_for_other_servers_use_no_thread_of_those_that_read_or_decode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """One thread reads and one decodes, and while another server keeps all waiting both are free."""
+    gate, inside = threading.Event(), threading.Semaphore(0)
+
+    def slow(_resolver: object, host: str, port: int, _timeout: float) -> list[str]:
+        inside.release()
+        gate.wait(20)
+        return resolver(host, port)
+
+    with serving(tmp_path, working=False, fetch_images=True) as rig:
+        room = rig.app.state.service
+        room.readers, room.decoders = CapacityLimiter(1), CapacityLimiter(1)
+        room.outbound = Outbound(resolver=resolver)
+        hook = {"name": "n", "url": "https://public.example/", "event_types": ["video.failed"]}
+        made = rig.client.post("/v1/webhook_endpoints", json=hook).json()["id"]
+        monkeypatch.setattr(outbound, "_resolved", slow)
+        path, body = {
+            "check": ("/v1/webhook_endpoints", hook),
+            "test": (f"/v1/webhook_endpoints/{made}/test", {"event_type": "video.failed"}),
+            "fetch": ("/v1/videos", {"prompt": "p", "input_reference": {"image_url": "https://public.example/a.png"}}),
+        }[way]
+        asked = [body if way == "test" else body | ({"seed": n} if way == "fetch" else {"name": f"n{n}"}) for n in range(3)]
+        threads = [threading.Thread(target=rig.client.post, args=(path,), kwargs={"json": fields}) for fields in asked]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in threads:
+                assert inside.acquire(timeout=10), "all three wait at once"
+            picture = {"prompt": (None, "q"), "input_reference": ("a.png", png())}
+            assert rig.client.post("/v1/videos", files=picture).status_code == 200
+            assert rig.client.get("/v1/queue").status_code == 200
+        finally:
+            gate.set()
+            for thread in threads:
+                thread.join(20)
 
 
 @pytest.fixture

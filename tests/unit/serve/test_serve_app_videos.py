@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from api_rig import Rig, serving, until
+from starlette.responses import FileResponse
 
 from tubelet.serve import app, intake
+from tubelet.serve.records import StorageFull
 
 
 @pytest.fixture
@@ -467,6 +470,72 @@ def test_what_is_over_is_tidied_away(rig: Rig, monkeypatch: pytest.MonkeyPatch) 
     )
 
 
+def test_tidying_asks_once_what_is_still_named(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer takes a look at every job there is."""
+    asked = 0
+    named = rig.jobs.referenced
+
+    def counted(*args: Any, **more: Any) -> set[str]:
+        nonlocal asked
+        asked += 1
+        return named(*args, **more)
+
+    monkeypatch.setattr(rig.jobs, "referenced", counted)
+    rig.app.state.service.wipe([])
+    rig.app.state.service.wipe(iter(()))
+    with monkeypatch.context() as patched:
+        patched.setattr(rig.store, "free", lambda: -1)
+        assert rig.client.post("/v1/videos", json={"prompt": "p"}).status_code == 503
+    assert asked == 0, "there was nothing to wipe"
+    rig.worker.expires = 1.0
+    for _ in range(4):
+        rig.film()
+    app._tidy(rig.app.state.service)
+    assert rig.client.get("/v1/videos").json()["data"] == []
+    assert asked == 2, "before the files of all that expired go, and before those that nothing names"
+
+
+def test_what_is_deleted_before_a_failure_is_wiped(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    films, delete = [rig.film()["id"] for _ in range(2)], rig.jobs.delete
+
+    def failing(id: str, owner: str | None) -> Any:
+        if id == films[1]:
+            raise StorageFull
+        return delete(id, owner)
+
+    monkeypatch.setattr(rig.jobs, "delete", failing)
+    with pytest.raises(StorageFull):
+        rig.app.state.service.delete_all(films, None)
+    left = [path.read_bytes() for path in (rig.config.data / "assets").iterdir()]
+    assert [any(b"film of " + film.encode() == data for data in left) for film in films] == [False, True]
+
+
+@pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-3"}, {"range": "bytes=0-1,4-5"}])
+@pytest.mark.parametrize("moment", ["looked up", "begun"])
+def test_a_film_that_is_deleted_during_its_download_is_not_there(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], moment: str
+) -> None:
+    film = rig.film()["id"]
+    path, opened = rig.store.path, FileResponse.__call__
+
+    def late(id: str) -> Path | None:
+        found = path(id)
+        if found is not None:
+            found.unlink()
+        return found
+
+    async def later(self: FileResponse, *channel: Any) -> None:
+        Path(self.path).unlink()
+        await opened(self, *channel)
+
+    if moment == "looked up":
+        monkeypatch.setattr(rig.store, "path", late)
+    else:
+        monkeypatch.setattr(FileResponse, "__call__", later)
+    answer = rig.client.get(f"/v1/videos/{film}/content", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
 def test_pictures(rig: Rig) -> None:
     import base64
 
@@ -478,6 +547,8 @@ def test_pictures(rig: Rig) -> None:
     assert [base64.b64decode(image["b64_json"])[:9] for image in said["data"]] == [b"picture 0", b"picture 1"]
     assert (said["output_format"], said["size"]) == ("webp", "64x32")
     assert isinstance(said["created"], int)
+    styled = {"prompt": "a ball", "style": "vivid", "quality": "hd"}
+    assert rig.client.post("/v1/images/generations", json=styled).status_code == 200
     failed = rig.client.post("/v1/images/generations", json={"prompt": "fail out_of_memory"})
     assert (failed.status_code, failed.json()["error"]["code"]) == (500, "out_of_memory")
     assert failed.headers["x-should-retry"] == "false"
@@ -501,6 +572,34 @@ def test_files(rig: Rig) -> None:
     assert not any(path.read_bytes() == b"clean picture" for path in (rig.config.data / "assets").iterdir())
     wrong = rig.client.post("/v1/files", files={"file": ("c.exe", b"bad")})
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "unsupported_media")
+
+
+@pytest.mark.parametrize("way", ["brackets", "json"])
+def test_a_file_is_forgotten_when_it_was_said(rig: Rig, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    said = {"expires_after[anchor]": (None, "created_at"), "expires_after[seconds]": (None, "3600")}
+    if way == "json":
+        said = {"expires_after": (None, '{"anchor": "created_at", "seconds": 3600}')}
+    file = rig.client.post("/v1/files", files={"file": ("a.png", b"picture"), "purpose": (None, "vision"), **said}).json()
+    kept = rig.client.post("/v1/files", files={"file": ("b.png", b"another")}).json()
+    assert (file["expires_at"], kept["expires_at"]) == (file["created_at"] + 3600, None)
+    film = {"prompt": "p", "input_reference": {"file_id": file["id"]}}
+    assert rig.client.post("/v1/videos", json=film).status_code == 200
+    app._tidy(rig.app.state.service)
+    assert rig.client.get(f"/v1/files/{file['id']}").status_code == 200
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 3601)
+    for path in ("", "/content"):
+        assert rig.client.get(f"/v1/files/{file['id']}{path}").status_code == 404
+    assert rig.client.post("/v1/videos", json={**film, "seed": 1}).status_code == 404
+    assert [entry["id"] for entry in rig.client.get("/v1/files").json()["data"]] == [kept["id"]]
+    app._tidy(rig.app.state.service)
+    assert [document["id"] for document in rig.jobs.all("file", None)] == [kept["id"]]
+    left = [path.read_bytes() for path in (rig.config.data / "assets").iterdir()]
+    assert b"clean picture" in left, "the film still names it"
+    for wrong in ("0", "2592001", "x"):
+        said = {"expires_after[anchor]": (None, "created_at"), "expires_after[seconds]": (None, wrong)}
+        answer = rig.client.post("/v1/files", files={"file": ("a.png", b"picture"), **said})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "expires_after.seconds")
 
 
 def test_models_and_expansions(idle: Rig) -> None:

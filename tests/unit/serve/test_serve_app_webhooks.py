@@ -200,6 +200,66 @@ def test_nothing_is_told_to_an_endpoint_that_is_gone(rig: Rig, receiver: Receive
     assert rig.jobs.find("outbox", "wh_1", None) is None
 
 
+def test_a_slow_endpoint_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "LOOK", 0.05)
+    gate, lock = threading.Event(), threading.Lock()
+    under_way, most, told = 0, 0, []
+
+    def post(_self: Outbound, url: str, body: bytes, headers: Any, *, timeout: float) -> int:
+        nonlocal under_way, most
+        if url.endswith("slow"):
+            with lock:
+                under_way += 1
+                most = max(most, under_way)
+            gate.wait(20)
+            with lock:
+                under_way -= 1
+        with lock:
+            told.append(url)
+        return 200
+
+    monkeypatch.setattr(Outbound, "post", post)
+    with serving(tmp_path, working=False) as rig:
+        now = time.time()
+        for name in ("slow", "quick"):
+            facts = {"id": name, "url": f"https://example.org/{name}", "event_types": ["video.completed"]}
+            rig.jobs.put("webhook_endpoint", name, "local", {**facts, "secret": webhooks.new_secret()})
+        message = {"owner": "local", "type": "video.completed", "job": f"video_{'0' * 26}", "tries": 0}
+        for number in range(100):  # all of those come first
+            document = {**message, "id": f"wh_{number}", "endpoint": "slow", "created_at": now, "due": now}
+            rig.jobs.put("outbox", document["id"], "local", document)
+        for number in range(5):
+            document = {**message, "id": f"wh_q{number}", "endpoint": "quick", "created_at": now, "due": now}
+            rig.jobs.put("outbox", document["id"], "local", document)
+        until(lambda: [url for url in told if url.endswith("quick")], lambda urls: len(urls) == 5, 10)
+        assert most == webhooks.OF_ONE
+        gate.set()
+        until(lambda: rig.jobs.all("outbox", None), lambda rest: rest == [])
+        assert len(told) == 105
+
+
+def test_a_message_that_cannot_be_tried_keeps_no_place(rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = endpoint(rig, receiver)
+    tried: list[str] = []
+    attempt = Deliveries.attempt
+
+    def broken(self: Deliveries, document: dict[str, Any]) -> None:
+        if document["id"].startswith("wh_broken"):
+            tried.append(document["id"])
+            raise ZeroDivisionError
+        attempt(self, document)
+
+    monkeypatch.setattr(Deliveries, "attempt", broken)
+    message = {"endpoint": made["id"], "owner": "local", "type": "video.completed", "job": f"video_{'0' * 26}", "tries": 0}
+    for number in range(webhooks.BEHIND + 1):
+        document = {**message, "id": f"wh_broken{number:02d}", "created_at": time.time(), "due": time.time()}
+        rig.jobs.put("outbox", document["id"], "local", document)
+    waiting(rig, made, time.time())
+    until(lambda: len(receiver.got), lambda count: count == 1)
+    time.sleep(0.3)  # six looks
+    assert sorted(tried) == [f"wh_broken{number:02d}" for number in range(webhooks.BEHIND + 1)], "each once, then hours later"
+
+
 def test_a_full_disk_loses_no_message(rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     made = endpoint(rig, receiver)
     full = threading.Event()

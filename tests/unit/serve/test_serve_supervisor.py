@@ -20,8 +20,9 @@ import pytest
 from tubelet.core.errors import UserError
 from tubelet.serve import supervisor as room
 from tubelet.serve.jobs import Jobs
+from tubelet.serve.journals import tidy
 from tubelet.serve.records import StorageFull
-from tubelet.serve.supervisor import Supervisor, listen, tidy
+from tubelet.serve.supervisor import Supervisor, listen
 
 PATIENCE = 20.0
 

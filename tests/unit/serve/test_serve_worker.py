@@ -310,13 +310,18 @@ def test_progress_is_told_and_never_complete_before_the_end(place: Place, system
     assert all(progress < 95 for progress in told[:-1])
 
 
-def test_previews_are_shown_while_it_runs_and_gone_afterwards(
-    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preview at each step."""
     from tubelet.serve import render
 
     monkeypatch.setattr(render, "PREVIEW_PAUSE", 0.0)
     monkeypatch.setattr(render, "PREVIEW_SHARE", float("inf"))
+
+
+def test_previews_are_shown_while_it_runs_and_gone_afterwards(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often(monkeypatch)
     gates = [Gate(system.denoiser, before=n) for n in (2, 4)]
     gates[1].network = gates[0]
     job = place.ask(steps=6)
@@ -334,6 +339,75 @@ def test_previews_are_shown_while_it_runs_and_gone_afterwards(
     assert shown[0].id != shown[1].id
     done = place.job(job)
     assert sorted(p.name for p in place.store.folder.iterdir()) == sorted(asset.id for asset in done.outputs)
+
+
+def test_a_preview_that_is_put_while_its_job_is_deleted_goes_with_it(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job goes when the preview lies in the store already, and before the heartbeat names it."""
+    often(monkeypatch)
+    job, put = place.ask(steps=6), place.store.put
+    put_late: list[str] = []
+
+    def slowly(data: Any, role: str, media: str) -> Any:
+        asset = put(data, role, media)
+        if role == "preview" and not put_late:
+            put_late.append(asset.id)
+            assert place.jobs.delete(job.id, None) is not None
+        return asset
+
+    monkeypatch.setattr(place.store, "put", slowly)
+    gate = Gate(system.denoiser, before=3)
+    with running(place.worker(with_network(system, gate)).turn):
+        assert gate.reached.wait(PATIENCE)
+        until(lambda: put_late and place.store.path(put_late[0]) is None)
+        gate.open.set()
+    assert list(place.store.folder.iterdir()) == []
+
+
+def test_a_preview_that_another_names_stays(place: Place, system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job was given to another worker, who shows the very same."""
+    often(monkeypatch)
+    job, put = place.ask(steps=6), place.store.put
+    shown: list[str] = []
+
+    def slowly(data: Any, role: str, media: str) -> Any:
+        asset = put(data, role, media)
+        if role == "preview" and not shown:
+            later = place.later()
+            claim = later.claim("another")
+            assert claim is not None
+            later.heartbeat(claim, preview=asset)
+            later.close()
+            shown.append(asset.id)
+        return asset
+
+    monkeypatch.setattr(place.store, "put", slowly)
+    gate = Gate(system.denoiser, before=3)
+    worker = place.worker(with_network(system, gate))
+    with running(worker.turn):
+        assert gate.reached.wait(PATIENCE)
+        until(lambda: shown)
+        gate.open.set()
+    assert place.job(job).state == "in_progress"
+    assert place.store.path(shown[0]) is not None
+
+
+def test_journals_that_nobody_needs_are_tidied_without_a_server(
+    place: Place, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that has workers only: what a process left that died there, and what ended elsewhere meanwhile."""
+    monkeypatch.setattr(room, "TIDY", 0.05)
+    place.jobs.pause(True)
+    waiting = place.ask()
+    for name in ("video_of_nobody", waiting.id):
+        (place.folder / "journals" / name).mkdir(parents=True)
+    worker = place.worker(system)
+    with running(worker.run):
+        until(lambda: place.journals == [waiting.id])
+        place.jobs.cancel(waiting.id, None)
+        until(lambda: place.journals == [])
+        worker.stopping.set()
 
 
 def test_a_full_disk_heals(

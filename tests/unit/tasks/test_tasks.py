@@ -184,6 +184,17 @@ def test_a_storyboard_goes_on_or_cuts() -> None:
     assert on[1].frames[0] == 9
     cut = filled("." * 12 + "k" + "." * 11, [Span(0, 12), Span(12, 24, cut=True)], 12, 3)
     assert [w.frames for w in cut] == [tuple(range(12)), tuple(range(12, 24))], "nothing is seen across a cut"
+    ends = filled("." * 17 + "k" + "." * 15 + "k", [Span(0, 17), Span(17, 34, cut=True)], 17, 5)
+    assert [(w.frames, w.span) for w in ends] == [(tuple(range(17)), 0), (tuple(range(17, 34)), 1)]
+    third = [Span(0, 17), Span(17, 22, cut=True), Span(22, 34)]
+    for end in ("." * 12, "." * 11 + "k"):
+        later = filled("." * 17 + "k" + "." * 4 + end, third, 17, 5, sink=2)
+        assert later[0].frames == tuple(range(17))
+        assert all(w.frames[0] >= 17 for w in later[1:]), "nor by the shots that go on from one behind a cut"
+    behind = filled("kkk" + "k" + "." * 7, [Span(3, 11, cut=True)], 6, 2)
+    assert all(w.frames[0] >= 3 for w in behind)
+    future = filled("." * 9 + "k" + "." * 9 + "kkkk", [Span(0, 9), Span(9, 12, cut=True), Span(12, 19)], 8, 3)
+    assert {w.frames[0] >= 9 or w.frames[-1] < 9 for w in future} == {True}
 
 
 def test_a_sink_keeps_the_first_frame_in_sight() -> None:

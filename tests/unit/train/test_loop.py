@@ -151,6 +151,25 @@ def test_wrong_settings_are_refused(changes: dict, message: str) -> None:
         settings(**changes)
 
 
+def test_tensorboard_hides_what_a_resumed_run_writes_again(tmp_path: Path) -> None:
+    def go(**more: Any) -> None:
+        torch.manual_seed(0)
+        train(nn.Linear(4, 4), objective, source(), settings(tensorboard=True, checkpoint_every=2), tmp_path, **more)
+
+    def stop(step: int) -> bool:
+        if step == 3:
+            raise KeyboardInterrupt  # at once: the last checkpoint is that of step 2
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        go(stop=stop)
+    go()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
 def test_wrong_places_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.core.types import Condition
+from tubelet.decoding.autoregressive import Sampling as Drawing
 from tubelet.diffusion.hybrid import hybrid_loss
 from tubelet.diffusion.paths import Cosine, VPLinear
 from tubelet.generate.engine import Sampling
@@ -21,6 +22,7 @@ from tubelet.models.unclip import (
     AutoregressivePrior,
     DiffusionPrior,
     PriorConfig,
+    high_dots,
 )
 from tubelet.models.unet import UNet, UNetConfig
 from tubelet.text.bpe import Tokenizer
@@ -36,6 +38,7 @@ from tubelet.train.unclip import (
     Upsampler,
     UpsamplerObjective,
     draw,
+    draw_codes,
     heard,
     ids_and_mask,
     told,
@@ -224,6 +227,58 @@ def test_codes_are_learned_from_captions_as_clip_reads_them() -> None:
         model.out.weight.zero_()
         model.out.bias.zero_()
     assert CodesObjective(tokenizer=tokenizer)(model, batch, rng())["loss"].item() == pytest.approx(2.0794, abs=1e-3)
+
+
+def autoregressive() -> tuple[AutoregressivePrior, tuple[Tensor, Tensor, Tensor]]:
+    """A prior of five codes, far from its small initial weights, and three captions as it reads them."""
+    torch.manual_seed(0)
+    model = AutoregressivePrior(AutoregressiveConfig(32, 2, 2, 16, 1, 2, E, 50, 6, components=5, buckets=8, dots=4)).eval()
+    for p in model.parameters():
+        p.data.add_(torch.randn_like(p) * 0.2)
+    ids, lengths = torch.randint(50, (3, 6), generator=rng(1)), torch.tensor([6, 3, 4])
+    return model, (ids, torch.arange(6) < lengths[:, None], unit(3, 2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_codes_are_drawn_as_the_whole_row_says_and_each_row_from_its_own_numbers(guidance: float) -> None:
+    model, (ids, mask, text) = autoregressive()
+    codes = draw_codes(model, ids, mask, text, [rng(s) for s in (7, 8, 9)], guidance=guidance)
+    assert codes.shape == (3, 5)
+    generators = [rng(s) for s in (7, 8, 9)]
+    dot = torch.cat([high_dots(1, 4, g) for g in generators])
+    slow = torch.zeros(3, 5, dtype=torch.long)
+    for k in range(5):
+        logits = model(ids, mask, text, dot, slow)[:, k]
+        null = model(ids, torch.zeros_like(mask), torch.zeros_like(text), dot, slow)[:, k]
+        slow[:, k] = Drawing().draw(null + guidance * (logits - null), generators)
+    assert torch.equal(codes, slow)
+    for row, seed in enumerate((7, 8, 9)):
+        one = slice(row, row + 1)
+        assert torch.equal(draw_codes(model, ids[one], mask[one], text[one], [rng(seed)], guidance=guidance), codes[one])
+    others = draw_codes(model, ids, mask, text, [rng(s) for s in (7, 8, 10)], guidance=guidance)
+    assert torch.equal(others[:2], codes[:2])
+    assert not torch.equal(others[2], codes[2])
+    told = draw_codes(model, ids, mask, text, [rng(s) for s in (7, 8, 9)], torch.zeros(3, dtype=torch.long), guidance)
+    assert not torch.equal(told, codes), "a level that is given is not drawn"
+
+
+def test_a_dropped_caption_leaves_codes_nothing_to_read() -> None:
+    tokenizer = Tokenizer()
+    torch.manual_seed(0)
+    sizes = AutoregressiveConfig(32, 1, 2, 16, 1, 2, E, tokenizer.size + 1, 24, components=3, buckets=8, dots=4)
+    model = AutoregressivePrior(sizes)
+    batch = {"codes": torch.randint(8, (4, 3), generator=rng()), "dot": torch.tensor([0, 1, 2, 3])}
+
+    def loss(drop: float, seed: int, captions: list[str]) -> Tensor:
+        objective = CodesObjective(tokenizer=tokenizer, text_drop=drop)
+        return objective(model, {**batch, "text": unit(4, seed), "caption": captions}, rng())["loss"]
+
+    assert torch.equal(loss(1.0, 5, CAPTIONS), loss(1.0, 6, CAPTIONS[::-1]))
+    assert not torch.equal(loss(0.0, 5, CAPTIONS), loss(0.0, 6, CAPTIONS))
+    assert not torch.equal(loss(0.0, 5, CAPTIONS), loss(0.0, 5, CAPTIONS[::-1]))
+    loss(1.0, 5, CAPTIONS).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 # The upsamplers

@@ -8,6 +8,7 @@ from tubelet.text.expand import RuleExpander
 from tubelet.worlds import WORLDS
 from tubelet.worlds.expand import ROOMS, compose_dense, compose_short, parse_scene
 from tubelet.worlds.grammar import parse
+from tubelet.worlds.unread import unread
 
 PROMPTS = (
     "a red ball bounces",
@@ -87,3 +88,98 @@ def test_a_prompt_that_names_no_object_is_given_one(prompt: str) -> None:
     scene = parse_scene(prompt)
     assert scene is not None
     assert parse(compose_dense(scene))["objects"]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        # Things that are not there.
+        "a red star falls",
+        "red star falling",
+        "an apple falls",
+        "an orange falls",
+        "stars fall",
+        "a red ball hits a tree",
+        "a red ball hits trees",
+        "a cat that is red slides to the left",
+        "draw a cat",
+        "paint a blue square",
+        "a donut is eaten",
+        "eating pizza",
+        # Colours.
+        "a black ball falls",
+        "a white square slides to the right",
+        "a red and blue ball falls",
+        "a ball rolls behind a red wall",
+        "a green apple is eaten",
+        # Numbers.
+        "a red ball bounces three times",
+        "a red ball bounces four times",
+        "a red ball bounces 7 times",
+        "a cookie is eaten in four bites",
+        "a cookie is eaten in five bites",
+        "ten red balls fall",
+        "two balls slide to the right",
+        "a brush paints five red lines",
+        "a brush paints a red line, a blue line, a green line and a yellow line",
+        "paint red, orange, yellow, green, cyan, blue, purple, pink and red lines",
+        # What is denied, and what cannot go together.
+        "a red ball does not move",
+        "the red ball never falls",
+        "a red ball isn't falling",
+        "a red ball isn" + "t falling",
+        "a red ball isn\u2019t falling",
+        "a red ball falls to the left",
+        "a red ball slides on the moon",
+        "a square rolls across a billiard table",
+    ],
+)
+def test_what_the_worlds_cannot_show_leaves_the_prompt_as_it_is(prompt: str) -> None:
+    assert "kind" in parse(prompt)
+    assert expanded(prompt) == prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind", "named"),
+    [
+        ("a ball that is red slides left", "slide", {"color": "red", "shape": "ball"}),
+        ("the ball is red and it falls", "fall", {"color": "red", "shape": "ball"}),
+        ("a red bouncing ball", "bounce", {"color": "red", "shape": "ball"}),
+        ("a big bouncy ball falls", "fall", {"size": "large", "shape": "ball"}),
+        ("a shiny red ball bounces happily", "bounce", {"color": "red", "shape": "ball"}),
+        ("it is red and falls", "fall", {"color": "red"}),
+        ("a man throws a red ball to the right", "parabola", {"color": "red", "shape": "ball"}),
+        ("red square passes behind the gray wall, heading right", "occlude", {"color": "red", "shape": "square"}),
+        ("a ball falls on a white background", "fall", {"shape": "ball"}),
+        ("a yellow ball falls once", "fall", {"color": "yellow", "shape": "ball"}),
+        ("I would like to see a red ball bounce, please", "bounce", {"color": "red", "shape": "ball"}),
+    ],
+)
+def test_a_colour_is_kept_wherever_it_stands(prompt: str, kind: str, named: dict[str, str]) -> None:
+    assert expanded(prompt) != prompt
+    whole = parse(expanded(prompt))
+    assert whole["kind"] == kind
+    assert named.items() <= whole["objects"][0].items()
+
+
+def test_words_of_the_worlds_themselves_are_all_read() -> None:
+    for world in WORLDS.values():
+        for seed in range(150):
+            clip = world.sample(seed, 16, 16)
+            for text in (clip.short, clip.human):
+                assert unread(text, parse(text)) is None, text
+
+
+@pytest.mark.parametrize("colour", ["red", "green", "purple", "pink"])
+def test_a_line_is_no_circle_and_goes_where_it_was_sent(colour: str) -> None:
+    one = parse(expanded(f"a brush paints a {colour} line from left to right"))["strokes"]
+    assert [(s["color"], s["stroke"] in ("horizontal", "diagonal"), s["direction"]) for s in one] == [(colour, True, "right")]
+    two = parse(expanded(f"an artist paints two {colour} stripes"))["strokes"]
+    assert [s["color"] for s in two] == [colour] * 2
+    assert "circle" not in {s["stroke"] for s in two}
+
+
+def test_a_painting_of_four_strokes_is_said_in_the_grammars_words() -> None:
+    scene = {"kind": "paint", "strokes": [{"color": colour} for colour in ("red", "blue", "green", "pink")]}
+    said = "A brush paints a red line, then a blue line, then a green line, then a pink line."
+    assert compose_dense(scene) == compose_short(scene) == said

@@ -110,3 +110,8 @@ def test_every_food_is_drawn(food: str) -> None:
 def test_wrong_requests_are_explained(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"(choose|give)"):
         WORLD.sample(1, **({"height": 16, "width": 16} | wrong))
+
+
+def test_more_strokes_than_a_painting_has_are_refused() -> None:
+    with pytest.raises(UserError, match="at most 3 strokes, got 9"):
+        WORLD.sample(0, kind="paint", wish={"strokes": [{"color": color} for color in (*COLORS, "red")]})

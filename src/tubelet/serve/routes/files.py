@@ -11,7 +11,7 @@ from fastapi import Depends, Query, Request, Response
 from tubelet.serve.answers import File, FileDeleted, FileList
 from tubelet.serve.content import file_response
 from tubelet.serve.errors import invalid, not_found
-from tubelet.serve.inputs import FILES, checked, new_id, take_upload
+from tubelet.serve.inputs import FILES, checked, find_file, new_id, outlived, take_upload
 from tubelet.serve.openapi import operations, takes
 from tubelet.serve.records import Asset
 from tubelet.serve.schemas import FileCreate
@@ -52,10 +52,12 @@ async def create_file(room: Room, caller: Maker, fields: Body) -> File:
     """Upload a picture or a clip."""
     asked = read_as(FileCreate, fields)
     taken = await take_upload(room, asked.file, "file", "any")
+    now = int(time.time())
     file = File(
         id=new_id("file"),
         bytes=taken.kept[0][0].bytes,
-        created_at=int(time.time()),
+        created_at=now,
+        expires_at=None if asked.expires_after is None else now + asked.expires_after.seconds,
         filename=_plain_name(asked.file.filename, taken.media),
         purpose=asked.purpose,
         media_type=taken.media,
@@ -76,8 +78,8 @@ async def list_files(
     purpose: Annotated[str | None, Query(max_length=64)] = None,
 ) -> FileList:
     """The caller's files, newest first, a page at a time."""
-    documents = [d for d in await room.read(room.jobs.all, FILES, caller.owner) if purpose in (None, d["purpose"])]
-    entries, more = paged(documents, after, limit, order)
+    kept = [document for document in await room.read(room.jobs.all, FILES, caller.owner) if not outlived(document)]
+    entries, more = paged([d for d in kept if purpose in (None, d["purpose"])], after, limit, order)
     data = [File.model_validate(entry) for entry in entries]
     return FileList(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=more)
 
@@ -85,7 +87,7 @@ async def list_files(
 @router.get("/v1/files/{file_id}", response_model=File)
 async def get_file(room: Room, id: FileId, caller: Reader) -> File:
     """What is known of a file."""
-    document = await room.read(room.jobs.find, FILES, id, caller.owner)
+    document = await room.read(find_file, room, id, caller.owner)
     if document is None:
         raise not_found("file")
     return File.model_validate(document)
@@ -99,7 +101,7 @@ async def get_file(room: Room, id: FileId, caller: Reader) -> File:
 )
 async def download_file(room: Room, id: FileId, caller: Reader, request: Request) -> Response:
     """A file's bytes."""
-    document = await room.read(room.jobs.find, FILES, id, caller.owner)
+    document = await room.read(find_file, room, id, caller.owner)
     path = None if document is None else room.store.path(document["asset"])
     if document is None or path is None:
         raise not_found("file")
@@ -110,7 +112,7 @@ async def download_file(room: Room, id: FileId, caller: Reader, request: Request
 @router.delete("/v1/files/{file_id}", response_model=FileDeleted)
 async def delete_file(room: Room, id: FileId, caller: Maker) -> FileDeleted:
     """Forget a file. Films that were made from it stay."""
-    document = await room.read(room.jobs.find, FILES, id, caller.owner)
+    document = await room.read(find_file, room, id, caller.owner)
     if document is None or not await room.write(room.jobs.drop, FILES, id, caller.owner):
         raise not_found("file")
     await room.write(room.wipe, [name for name in (document["asset"], document["credentials"]) if name])

@@ -104,8 +104,8 @@ def _expanded(prompt: str) -> str:
 
 
 @router.get("/v1/provenance/root.pem", response_class=Response, responses={200: {"content": {"application/x-pem-file": {}}}})
-async def get_root(room: Room, _: Reader) -> Response:
-    """The certificate that this installation's films are signed under."""
+async def get_root(room: Room) -> Response:
+    """The certificate that this installation's films are signed under. It is public: whoever has a film may check it."""
     pem = await room.read(lambda: room.signer.root_pem())
     named = {"content-disposition": 'attachment; filename="tubelet-root.pem"'}
     return Response(pem, media_type="application/x-pem-file", headers=named)

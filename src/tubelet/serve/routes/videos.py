@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from tubelet.serve.animated import MEDIA, Animated, animated
 from tubelet.serve.answers import Video, VideoDeleted, VideoList
 from tubelet.serve.auth import Caller
 from tubelet.serve.config import SystemFacts
@@ -30,7 +32,8 @@ SORA_SIZE, SORA_SECONDS = (1280, 720), 4.0
 CHARACTERS = "character"
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _SEQUENCE = re.compile(r"\d{1,18}")
-_EXTENSIONS = {"video": "mp4", "thumbnail": "webp", "spritesheet": "jpg", "preview": "jpg"}
+_NAMES = {"video": ".mp4", "thumbnail": "-thumbnail.webp", "spritesheet": "-spritesheet.jpg", "preview": "-preview.jpg"}
+_NAMES |= {"gif": ".gif", "webp": ".webp"}
 
 
 def _id(video_id: str) -> str:
@@ -38,7 +41,7 @@ def _id(video_id: str) -> str:
 
 
 VideoId = Annotated[str, Depends(_id)]
-Variant = Literal["video", "thumbnail", "spritesheet", "preview"]
+Variant = Literal["video", "thumbnail", "spritesheet", "preview", "gif", "webp"]
 
 
 async def shown(room: Service, job: Job, response: Response | None = None) -> Video:
@@ -264,10 +267,11 @@ async def watch_video(room: Room, id: VideoId, caller: Reader, request: Request)
 async def _events(room: Service, caller: Caller, request: Request, id: str | None) -> Response:
     room.refuse_if_draining()
     last = request.headers.get("last-event-id", "")
-    if _SEQUENCE.fullmatch(last):
+    newest = await room.read(room.jobs.last_event)
+    if _SEQUENCE.fullmatch(last) and int(last) <= newest:  # one ahead of all there is comes from another database
         after = int(last)
     else:
-        after = 0 if id is not None else await room.read(room.jobs.last_event)
+        after = 0 if id is not None else newest
 
     async def read(behind: int) -> list[Event]:
         return await room.read(room.jobs.events, behind, caller.owner, id)
@@ -291,17 +295,20 @@ async def _events(room: Service, caller: Caller, request: Request, id: str | Non
     "/v1/videos/{video_id}/content",
     response_class=Response,
     responses={
-        200: {"content": {f"{kind}": {} for kind in ("video/mp4", "image/webp", "image/jpeg")}},
+        200: {"content": {f"{kind}": {} for kind in ("video/mp4", "image/webp", "image/jpeg", "image/gif")}},
         204: {"description": "No preview: there is none yet, or, since the film has ended, none any more"},
     },
 )
 async def download_video(room: Room, id: VideoId, caller: Reader, request: Request, variant: Variant = "video") -> Response:
-    """The film itself, one frame of it, a sheet of its frames, or, while it is made, what there is so far."""
+    """The film itself; as an animated picture, gif or webp; one frame of it; a sheet of its frames; or, while it is made, what
+    there is so far."""
     job = await found(room, id, caller)
     if variant == "preview" and not expired(job):
         return await room.read(_preview, room, job)
     _refuse_unfinished(job)
-    output = _output(room, job, variant)
+    output = _output(room, job, "video" if variant in MEDIA else variant)
+    if output is not None and (variant == "gif" or variant == "webp"):
+        output = await room.read(_animation, await animated(room, job, output[1], variant), variant)
     if output is None:
         raise ApiError(404, f"This video has no {variant}.", code=f"{variant}_not_available")
     return file_response(request, output[1], output[0], _file_name(id, variant))
@@ -312,6 +319,16 @@ def _output(room: Service, job: Job, role: str) -> tuple[Asset, Path] | None:
     asset = next((asset for asset in job.outputs if asset.role == role), None)
     path = None if asset is None else room.store.path(asset.id)
     return None if asset is None or path is None else (asset, path)
+
+
+def _animation(path: Path, variant: Animated) -> tuple[Asset, Path] | None:
+    """An animated picture as one of the film's files; None when it has gone. Made anew it has other bytes, and another tag."""
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return None
+    tag = hashlib.sha256(f"{path.name} {facts.st_mtime_ns}".encode()).hexdigest()
+    return Asset(tag, variant, MEDIA[variant], facts.st_size), path
 
 
 def _preview(room: Service, job: Job) -> Response:
@@ -325,7 +342,7 @@ def _preview(room: Service, job: Job) -> Response:
 
 
 def _file_name(id: str, variant: Variant) -> str:
-    return f"{id}.{_EXTENSIONS[variant]}" if variant == "video" else f"{id}-{variant}.{_EXTENSIONS[variant]}"
+    return f"{id}{_NAMES[variant]}"
 
 
 def _refuse_unfinished(job: Job) -> None:

@@ -46,7 +46,7 @@ async def _found(room: Service, id: str, caller: Caller) -> dict[str, Any]:
 
 async def _check_url(room: Service, url: str) -> None:
     try:
-        await room.read(target, url, loopback=room.outbound.loopback, resolver=room.outbound.resolver)
+        await room.ask(target, url, loopback=room.outbound.loopback, resolver=room.outbound.resolver)
     except Unreachable:
         raise invalid("A webhook goes to a public https address.", "url", "invalid_url") from None
 
@@ -143,7 +143,7 @@ async def test_webhook_endpoint(room: Room, id: EndpointId, caller: Maker, field
     number, now = f"wh_test_{new_id('we')[3:]}", time.time()
     body = message(number, asked.event_type, new_id("video"), now)
     try:
-        status = await room.read(
+        status = await room.ask(
             room.outbound.post, document["url"], body, headers_of(document, number, body, now), timeout=TIMEOUT
         )
     except Unreachable:
