@@ -330,7 +330,7 @@ class _Run:
 
     # Rows
 
-    def see(self, tasks: Sequence[str], films: Callable[[str], np.ndarray], cost: Figures | None = None) -> Row:
+    def see(self, tasks: Sequence[str], films: Callable[[str], np.ndarray]) -> Row:
         """What small films of both splits, uint8 `(n, T, h, w, 3)`, show of captions, and of the first split for each task."""
         found = {split: films(split) for split in SPLITS}
         figures: Figures = {}
@@ -338,7 +338,7 @@ class _Run:
             figures |= facet_figures(list(found[split]), test.small, FACETS, split)
         for task in tasks:
             figures |= self.measured(task, found["in"])
-        return Row(figures | (cost or {}), found["in"][0])
+        return Row(figures, found["in"][0])
 
     def measured(self, task: str, films: np.ndarray) -> Figures:
         """What a task asks for besides its caption, of films of the first split."""

@@ -124,7 +124,7 @@ def pack_trial(device: torch.device, dtype: torch.dtype) -> PackTrial:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     """The way that is chosen for these tensors; `nn.attention.use_pack_backend` takes it."""
-    return by_segment(q, k, v, segments) if q.device.type != "cuda" else _chosen(q, k, v, segments)
+    return by_segment(q, k, v, segments) if q.device.type != "cuda" else _chosen()(q, k, v, segments)
 
 
 def _by_trial(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
@@ -132,5 +132,7 @@ def _by_trial(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     return WAYS[pack_trial(q.device, q.dtype).way](q, k, v, segments)
 
 
-# Not in a graph, which would hold the trial and the lengths of one pack.
-_chosen = cast(PackBackend, torch.compiler.disable(_by_trial))
+@functools.cache
+def _chosen() -> PackBackend:
+    # Not in a graph, which would hold the trial and the lengths of one pack. Only when needed: this loads the compiler.
+    return cast(PackBackend, torch.compiler.disable(_by_trial))

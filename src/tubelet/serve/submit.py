@@ -138,6 +138,8 @@ async def submit(
             anew = retry and kind == "image" and known is not None and known.state == "failed"
             if known is not None and not anew:
                 room.metrics.deduped.add()
+                if caller.daily is not None:
+                    _tell_left(request, caller.daily, caller.daily - await room.read(spent, room.jobs, caller.owner))
                 return known
             retry = retry and not anew
         prepared = Prepared({})
@@ -203,12 +205,17 @@ async def _created(room: Service, request: Request, caller: Caller, prepared: Pr
             raise
         finally:
             if caller.daily is not None:
-                request.scope[ANSWER_HEADERS].update(headers(caller.daily, left - seconds * new))
+                _tell_left(request, caller.daily, left - seconds * new)
         if new and seconds > 0:
             # The job is acknowledged: nothing that goes wrong from here on may say otherwise.
             with contextlib.suppress(StorageFull):
                 await room.write(charge, room.jobs, caller.owner, seconds)
         return job, new
+
+
+def _tell_left(request: Request, daily: float, left: float) -> None:
+    """Let the answer say how many of a key's `daily` seconds are left."""
+    request.scope[ANSWER_HEADERS].update(headers(daily, left))
 
 
 async def put_within(room: Service, caller: Caller, collection: str, document: dict[str, Any], taken: Taken) -> None:

@@ -94,6 +94,9 @@ _FILLERS = _words(
     "flying fly flies heading going apart forward forwards backward backwards horizontally vertically diagonally sideways d "
     "k s hd"
 )
+_NO_NOUNS = _ARTICLES | _MANY | _FILLERS | _COUNTS
+PHRASE = 12
+"""Words that a noun phrase has at most."""
 
 
 def unread(prompt: str, scene: Scene) -> str | None:
@@ -107,13 +110,15 @@ def unread(prompt: str, scene: Scene) -> str | None:
     verbs = {word for word in words if _SIGNS.fullmatch(word)}
     known = nouns | adjectives | verbs | _ARTICLES | _MANY | _BREAKS | _FILLERS | _COUNTS
     named = {thing["color"] for thing in (*scene.get("objects", ()), *scene.get("strokes", ())) if "color" in thing}
+    counted = things | {"times", "bites"}
+    elsewhere = (_SHAPES | _FOODS) - things - _FILLERS - _REST - verbs
     bare = not (scene.get("objects") or scene.get("strokes") or scene.get("food"))
     for place, word in enumerate(words):
         if word in _NO or word.endswith("n't"):
             return word
         if (word in _COLORS or word in _OTHER_COLORS) and not _shown(words, place, kind, named, nouns, things):
             return word
-        if word not in things and (word in _SHAPES or word in _FOODS) and word not in _FILLERS | _REST | verbs:
+        if word in elsewhere:
             return word
         # Where no thing is named at all, any word may be the thing.
         if bare and word not in known and not _aside(word):
@@ -122,9 +127,9 @@ def unread(prompt: str, scene: Scene) -> str | None:
         if (word in ("behind", "into", "against") or _MEETS.fullmatch(word)) and after not in known and not _aside(after):
             return after
         opens = word in _ARTICLES or word in _MANY or re.fullmatch(r"\d+", word)
-        if (opens or word in adjectives - _SPEEDS) and (wrong := _phrase(words, place, nouns, adjectives)):
+        if (opens or (word in adjectives and word not in _SPEEDS)) and (wrong := _phrase(words, place, nouns, adjectives)):
             return wrong
-        if (word in _MANY or re.fullmatch(r"[5-9]|\d\d+", word)) and _counted(words, place, things | {"times", "bites"}):
+        if (word in _MANY or re.fullmatch(r"[5-9]|\d\d+", word)) and _counted(words, place, counted):
             return word
     return None
 
@@ -132,7 +137,7 @@ def unread(prompt: str, scene: Scene) -> str | None:
 def _phrase(words: list[str], place: int, nouns: frozenset[str], adjectives: frozenset[str]) -> str | None:
     """What is wrong with the noun phrase that begins at a word: a noun that is not known, or a colour that stands for one."""
     wrong = colour = None
-    for word in words[place:]:
+    for word in words[place : place + PHRASE]:
         first = word == words[place]
         if word in nouns or (word in ("one", "ones") and not first) or (word in _DEEDS and not (wrong or colour)):
             return None
@@ -140,7 +145,7 @@ def _phrase(words: list[str], place: int, nouns: frozenset[str], adjectives: fro
             break
         if word in _COLORS:
             colour = word
-        elif not (word in adjectives | _ARTICLES | _MANY | _FILLERS | _COUNTS or word.endswith("ing") or _aside(word)):
+        elif not (word in adjectives or word in _NO_NOUNS or word.endswith("ing") or _aside(word)):
             wrong = wrong or word
     # "an orange falls" is about the fruit.
     return wrong or (colour if words[place] in _ARTICLES else None)
@@ -154,7 +159,7 @@ def _aside(word: str) -> bool:
 def _shown(words: list[str], place: int, kind: str, named: set[str], nouns: frozenset[str], things: frozenset[str]) -> bool:
     """Whether a colour is that of a thing which gets it, or one that the surroundings have anyway."""
     word = words[place]
-    noun = next((w for w in words[place + 1 :] if w in nouns or w in _BREAKS), ".")
+    noun = next((w for w in words[place + 1 : place + PHRASE] if w in nouns or w in _BREAKS), ".")
     if noun in _SURROUNDINGS and noun not in things:
         return word in _PALE
     if kind == "eat":
@@ -165,7 +170,7 @@ def _shown(words: list[str], place: int, kind: str, named: set[str], nouns: froz
 
 def _counted(words: list[str], place: int, things: frozenset[str]) -> bool:
     """Whether a number counts things: a noun follows before the phrase ends."""
-    for word in words[place + 1 :]:
+    for word in words[place + 1 : place + PHRASE]:
         if word in _BREAKS:
             return False
         if word in things:
