@@ -80,7 +80,8 @@ def test_tokenizers_stopped_and_resumed(
         assert row["macs"] > 0
         assert ("colour/in" in row) == (name == "VQ, 2^9")
     assert table["LFQ, 2^6"]["steps"] == table["VQ, 2^9"]["steps"] == 2
-    assert table["truth"]["caption/shape"] == table["truth"]["law/steady"] == 1
+    assert table["truth"]["caption/shape"] == 1
+    assert table["truth"]["law/steady"] > 0.5, "a motion of five frames in two seconds is not always read"
     assert table["median frame"]["law/steady"] == 0
     assert (tmp_path / "table.md").read_text().count("\n") == 2 + len(table)
     assert np.asarray(Image.open(tmp_path / "curve.png")).ndim == 3

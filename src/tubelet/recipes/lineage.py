@@ -6,6 +6,7 @@ goes on where it stopped. All networks live on the latents that a run of worlds-
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -299,6 +300,8 @@ def macs(denoiser: nn.Module, lent: Lent, frames: int, known: int = 0, prompt: s
 @torch.no_grad()
 def macs_of(network: Callable[..., Any], *inputs: Any) -> float:
     """Multiply-accumulates of one forward."""
+    if isinstance(network, nn.Module):  # what `accelerate` puts in a linear's place is not counted
+        network = restore(copy.deepcopy(network))
     # torch counts the fused attention of every device but the CPU.
     fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
     with FlopCounterMode(display=False, custom_mapping=fused) as counter:

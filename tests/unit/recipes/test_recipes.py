@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tubelet import recipes
 from tubelet.core.config import from_dict, to_dict
@@ -18,6 +19,7 @@ from tubelet.core.errors import UserError
 from tubelet.core.types import Strides
 from tubelet.generate.system import load
 from tubelet.recipes import RECIPES, load_recipe, run
+from tubelet.recipes.lineage import macs_of
 from tubelet.recipes.native_sizes import markdown, whole
 from tubelet.recipes.worlds import (
     CODEC_SEED,
@@ -29,6 +31,7 @@ from tubelet.recipes.worlds import (
     in_turn,
     render_one,
 )
+from tubelet.runtime.cpu import accelerate
 from tubelet.worlds import WORLDS
 from tubelet.worlds.constants import TEST_SEEDS, TRAIN_SEEDS
 
@@ -229,3 +232,9 @@ def test_a_rendered_clip_has_its_captions_and_its_foreground() -> None:
     assert cells[1, 2, 3] == pytest.approx(255 * colour[1:5, 16:24, 24:32].mean(), abs=1)
     full = foreground_cells(np.ones((1, 8, 8), np.uint8), Strides(1, 8, 8)).numpy()
     assert full.tolist() == [[[255]]]
+
+
+def test_multiply_accumulates_of_an_accelerated_network_are_its_own() -> None:
+    network = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 8)).eval()
+    x = torch.zeros(3, 16)
+    assert macs_of(network, x) == macs_of(accelerate(network), x) == 3 * (16 * 32 + 32 * 8)
