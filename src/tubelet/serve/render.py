@@ -598,6 +598,9 @@ class _Wordless:
     def encode(self, prompts: Sequence[str]) -> Condition:
         return self.null(len(prompts))
 
+    def truncated(self, prompt: str) -> bool:
+        return False
+
 
 class _Previews:
     """Shows some frames of the film that is becoming, seldom enough that it costs little."""

@@ -83,9 +83,7 @@ def plan(known: Sequence[bool], spans: Sequence[Span], window: int, overlap: int
     when a window would add nothing.
     """
     if len(known) > window and not 0 < overlap < window - sink:
-        raise UserError(
-            f"a window of {window} latent frames cannot look back on {overlap}; look back on at least 1, or widen it"
-        )
+        raise _too_narrow(window, overlap)
     firsts = [0, *(number for number, span in enumerate(spans) if span.cut and number > 0)]
     out = []
     for first, after in itertools.pairwise((*firsts, len(spans))):
@@ -118,6 +116,8 @@ def _plan_part(known: Sequence[bool], spans: Sequence[Span], window: int, overla
             sunk = sink > 0 and low > 0
             room = window - sink if sunk else window
             high = min(low + room, ceiling)
+            if high <= first:
+                raise _too_narrow(window, overlap)
             low = max(0, min(low, high - room))
             frames = tuple(range(low, high))
             made[low:high] = [True] * (high - low)
@@ -126,3 +126,7 @@ def _plan_part(known: Sequence[bool], spans: Sequence[Span], window: int, overla
             else:
                 out.append(Window(frames, number))
     return out
+
+
+def _too_narrow(window: int, overlap: int) -> UserError:
+    return UserError(f"a window of {window} latent frames cannot look back on {overlap}; look back on at least 1, or widen it")

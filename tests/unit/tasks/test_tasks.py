@@ -219,6 +219,8 @@ def test_a_sink_keeps_the_first_frame_in_sight() -> None:
         assert max(window.times) <= 16, "places that training has seen"
     with pytest.raises(UserError, match="cannot look back"):
         plan(flags("." * 40), [Span(0, 40)], 17, 2, sink=15)
+    with pytest.raises(UserError, match="cannot look back"):
+        plan(flags("k" * 12 + "." * 5), [Span(12, 17)], 17, 5, sink=15)  # for ever, otherwise
 
 
 def test_a_timeline_tells_nothing_where_nothing_is_known() -> None:
