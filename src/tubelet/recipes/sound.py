@@ -2,8 +2,10 @@
 
 Paper: VideoPoet (Kondratyuk et al. 2023), section 3.1 and 4.1, with SoundStream (Zeghidour et al. 2021) for sound.
 Command: tubelet train sound
-Cost: not measured, it has not been run yet; sized for 25 minutes on two cores.
-Score: none yet; a run leaves table.json, table.md, sheet.png and films that sound in its folder.
+Cost: not measured at this length; codec and tokenizer 25 minutes on one core beside other work, an update of the language model
+1.5 to 3 s, so some 90 minutes in all.
+Score: none yet, after 450 updates of the language model it is at the floor (docs/log.md). A run leaves table.json, table.md,
+sheet.png and films that sound in its folder.
 
 Clips of 17 frames of 32 x 32 pixels and their exact sound (`worlds.sound`) become words: 9 x 4 x 4 by a video tokenizer, and
 two levels of 68 by a codec of sound. One small network is trained on rows of [text | video | sound] for three tasks. What it
@@ -146,9 +148,9 @@ class SoundRecipe:
     """How often each task is trained."""
     language_train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=450,
+            steps=2000,
             batch=32,
-            warmup=40,
+            warmup=60,
             optimizer=OptimizerConfig(learning_rate=3e-3, learning_rate_adamw=2e-3),
             checkpoint_minutes=4.0,
         )
