@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -477,7 +479,9 @@ def test_tidying_asks_once_what_is_still_named(rig: Rig, monkeypatch: pytest.Mon
 
     def counted(*args: Any, **more: Any) -> set[str]:
         nonlocal asked
-        asked += 1
+        # The server tidies of itself, too, now and then.
+        if threading.current_thread() is threading.main_thread() or "_tidy" not in {one.function for one in inspect.stack()}:
+            asked += 1
         return named(*args, **more)
 
     monkeypatch.setattr(rig.jobs, "referenced", counted)

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import run_state_machine_as_test
 from schemathesis import GenerationMode
 
+from tubelet.serve import animated
 from tubelet.serve.outbound import Outbound
 
 DESCRIPTION = Path(__file__).parents[3] / "docs" / "openapi.json"
@@ -38,7 +39,13 @@ BOUNDED = settings(
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with serving(tmp_path_factory.mktemp("server"), live=True, cap=100_000) as rig:
+
+    async def made(room: object, job: object, film: Path, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"a picture of " + film.name.encode())
+
+    with pytest.MonkeyPatch.context() as patch, serving(tmp_path_factory.mktemp("server"), live=True, cap=100_000) as rig:
+        patch.setattr(animated, "_made", made)  # the fake worker's films are none
         rig.app.state.service.outbound = Outbound(resolver=lambda _host, _port: [])
         yield rig
 
