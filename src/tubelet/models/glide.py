@@ -22,7 +22,7 @@ from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
 from tubelet.nn.adaln_zero import timestep_waves
 from tubelet.nn.blocks import EncoderBlock
-from tubelet.nn.image_blocks import CellAttention, JointCellAttention, ScaledResBlock
+from tubelet.nn.image_blocks import CellAttention, JointCellAttention, ScaledResBlock, check_pictures
 
 
 @dataclass(frozen=True)
@@ -254,14 +254,7 @@ class ADM(nn.Module):
 
     def _check(self, x: Tensor, t: Tensor, low: Tensor | None, told: Tensor | None, context: Condition | None) -> None:
         c = self.config
-        if x.ndim != 4 or x.shape[1] != c.channels:
-            raise UserError(f"this U-Net takes (B, {c.channels}, H, W), got {tuple(x.shape)}; rearrange the images")
-        if min(x.shape[2:]) < c.stride or x.shape[2] % c.stride or x.shape[3] % c.stride:
-            raise UserError(
-                f"sides must be positive multiples of {c.stride}, got {x.shape[2]} x {x.shape[3]}; resize or crop the images"
-            )
-        if t.shape != (len(x),):
-            raise UserError(f"{len(x)} images need {len(x)} step numbers, got {tuple(t.shape)}; give one per image")
+        check_pictures(x, t, c.channels, c.stride)
         if (low is None) == bool(c.seen) or (low is not None and low.shape[:2] != (len(x), c.seen)):
             raise UserError(
                 f"this U-Net is shown a picture ({len(x)}, {c.seen}, h, w), got {None if low is None else tuple(low.shape)}; "

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
 from tubelet.nn.adaln_zero import timestep_waves
-from tubelet.nn.image_blocks import CellAttention, Downsample, ResBlock, SpatialTransformer, Upsample
+from tubelet.nn.image_blocks import CellAttention, Downsample, ResBlock, SpatialTransformer, Upsample, check_pictures
 
 
 @dataclass(frozen=True)
@@ -242,14 +242,7 @@ class UNet(nn.Module):
 
     def _check(self, x: Tensor, t: Tensor, context: Condition | None, told: Tensor | None) -> None:
         c = self.config
-        if x.ndim != 4 or x.shape[1] != c.channels:
-            raise UserError(f"this U-Net takes (B, {c.channels}, H, W), got {tuple(x.shape)}; rearrange the images")
-        if min(x.shape[2:]) < c.stride or x.shape[2] % c.stride or x.shape[3] % c.stride:
-            raise UserError(
-                f"sides must be positive multiples of {c.stride}, got {x.shape[2]} x {x.shape[3]}; resize or crop the images"
-            )
-        if t.shape != (len(x),):
-            raise UserError(f"{len(x)} images need {len(x)} step numbers, got {tuple(t.shape)}; give one per image")
+        check_pictures(x, t, c.channels, c.stride)
         if told is not None and told.shape != (len(x), 4 * c.width):
             raise UserError(f"what is told must be ({len(x)}, {4 * c.width}), got {tuple(told.shape)}; give one row per image")
         if context is None and c.context:

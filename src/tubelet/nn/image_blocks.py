@@ -14,8 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
 from tubelet.nn.attention import CrossAttention, SelfAttention, attention
+
+
+def check_pictures(x: Tensor, t: Tensor, channels: int, stride: int) -> None:
+    """Raises UserError unless a U-Net of `channels` that halves its input to a `stride`-th can take `x (B, C, H, W)` and steps
+    `t (B,)`."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise UserError(f"this U-Net takes (B, {channels}, H, W), got {tuple(x.shape)}; rearrange the images")
+    if min(x.shape[2:]) < stride or x.shape[2] % stride or x.shape[3] % stride:
+        raise UserError(
+            f"sides must be positive multiples of {stride}, got {x.shape[2]} x {x.shape[3]}; resize or crop the images"
+        )
+    if t.shape != (len(x),):
+        raise UserError(f"{len(x)} images need {len(x)} step numbers, got {tuple(t.shape)}; give one per image")
 
 
 class ResBlock(nn.Module):

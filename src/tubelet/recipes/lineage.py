@@ -33,7 +33,7 @@ from tubelet.diffusion.paths import SigmaSampling
 from tubelet.evaluate.caption import follow
 from tubelet.evaluate.distance import distances, features
 from tubelet.evaluate.reading import Reading
-from tubelet.evaluate.report import Case, evaluate_clips, through_codec
+from tubelet.evaluate.report import Case, evaluate_clips, through_codec, world_of
 from tubelet.generate.engine import Engine, Request, Sampling
 from tubelet.generate.layouts import Chain
 from tubelet.generate.system import load
@@ -41,13 +41,16 @@ from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.models.spacetime import Spacetime
 from tubelet.runtime.cpu import accelerate, restore, use_fast_attention
 from tubelet.runtime.device import choose_device, fast_bf16
+from tubelet.tasks.given import Given
 from tubelet.text.base import TextEncoder
 from tubelet.train.lineage import FrozenText
 from tubelet.train.loop import Objective, TrainConfig, train
 from tubelet.train.optim import Split
 from tubelet.train.optim import split as by_place
 from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective
-from tubelet.worlds.constants import PHYS2D_KINDS
+from tubelet.worlds import WORLDS
+from tubelet.worlds.base import Episode
+from tubelet.worlds.constants import PHYS2D_KINDS, TEST_SEEDS
 from tubelet.worlds.grammar import parse
 
 Figures = dict[str, float]
@@ -490,6 +493,45 @@ def encoded(lent: Lent, cases: Sequence[Case], batch: int = 32) -> Tensor:
             video = Video.from_uint8(np.stack([case.truth for case in cases[begin : begin + batch]]), cases[0].fps)
             parts.append(lent.codec.encode(video.pixels.to(lent.device)).float())
     return torch.cat(parts)
+
+
+# Episodes of which something is given
+
+
+def episodes_of(lent: Lent, kinds: Sequence[str], n: int, first: int = 0) -> list[Episode]:
+    """Test episodes of the run's films from test seed `first` on, the kinds in turn."""
+    chosen = [kinds[number % len(kinds)] for number in range(n)]
+    return [
+        WORLDS[world_of(kind)].sample(TEST_SEEDS[first + number], *lent.size, lent.frames, lent.fps, kind=kind)
+        for number, kind in enumerate(chosen)
+    ]
+
+
+def case_of(episode: Episode) -> Case:
+    """An episode as a prompt and its truth."""
+    scene = episode.tags["scene"]
+    return Case(episode.short, scene, episode.tags["kind"], episode.tags["seed"], episode.video, episode.fps)
+
+
+def completed(
+    engine: Engine, episodes: Sequence[Episode], masks: Tensor, sampling: Sampling, batch: int = 16
+) -> tuple[np.ndarray, float]:
+    """What a network makes of what each mask `(n, T', h, w)` leaves known, uint8 `(n, T, H, W, 3)`; seconds a film."""
+    made: list[np.ndarray] = []
+    seconds = 0.0
+    with progress("making", "films") as advance:
+        for start in range(0, len(episodes), batch):
+            part, mask = episodes[start : start + batch], masks[start : start + batch]
+            truth = np.stack([episode.video for episode in part])
+            clean = engine.encode(Video.from_uint8(truth, part[0].fps).pixels).cpu()  # (B, C, T', h, w)
+            # What is to be made stays hidden from the engine, too.
+            given = Given(clean * (1 - mask[:, None]), mask)
+            requests = [Request(episode.short, start + place) for place, episode in enumerate(part)]
+            pixels, timings = engine.sample(requests, truth.shape[2:4], truth.shape[1], sampling, batch=len(part), given=given)
+            made.append(Video(pixels, part[0].fps).to_uint8())
+            seconds += timings["denoise"] / len(episodes)
+            advance(start + len(part), len(episodes))
+    return np.concatenate(made), seconds
 
 
 def scaled(config: TrainConfig, ratio: float) -> TrainConfig:

@@ -24,14 +24,12 @@ import numpy as np
 import torch
 
 from tubelet.core.errors import UserError
-from tubelet.core.log import progress
-from tubelet.core.types import Video
 from tubelet.diffusion.paths import VPLinear
 from tubelet.evaluate.laws import LAWS
 from tubelet.evaluate.reading import Reading
-from tubelet.evaluate.report import Case, Tally, through_codec, world_of
+from tubelet.evaluate.report import Tally, through_codec
 from tubelet.evaluate.tasks import MOVING, motion
-from tubelet.generate.engine import Engine, Request, Sampling
+from tubelet.generate.engine import Sampling
 from tubelet.generate.layouts import Chain
 from tubelet.models.vdt import VDT, VDTConfig
 from tubelet.recipes.lineage import (
@@ -39,11 +37,14 @@ from tubelet.recipes.lineage import (
     Lent,
     Row,
     borrow,
+    case_of,
     check_kinds,
     compare,
+    completed,
     device_of,
     encoded,
     engine_of,
+    episodes_of,
     held_out_loss,
     latents,
     macs,
@@ -51,14 +52,11 @@ from tubelet.recipes.lineage import (
     plain,
     train_row,
 )
-from tubelet.tasks.given import Given
 from tubelet.train.lineage import Forecast, ForecastObjective
 from tubelet.train.loop import TrainConfig
 from tubelet.train.optim import OptimizerConfig
 from tubelet.train.text_to_video import TextToVideo
-from tubelet.worlds import WORLDS
 from tubelet.worlds.base import Episode
-from tubelet.worlds.constants import TEST_SEEDS
 
 Conditioning = Literal["adaln", "cross-attention", "concat"]
 WAYS: dict[str, Conditioning] = {
@@ -102,7 +100,7 @@ class VDTConditioning:
         if not 2 <= self.known < frames:
             raise UserError(f"known must lie in 2 .. {frames - 1}, got {self.known}; one frame has no velocity")
         source = functools.cache(lambda: latents(lent, self.kinds, range(frames)))
-        episodes = [self._episode(number, lent) for number in range(self.n)]
+        episodes = episodes_of(lent, self.kinds, self.n)
         begin = lent.codec.strides.pixel_shape(self.known, 1, 1)[0]  # pixel frames that are known
         objective = ForecastObjective(known=self.known)
 
@@ -116,9 +114,12 @@ class VDTConditioning:
             if result is None:
                 return None
             average, figures = result
-            cases = [_case(episode) for episode in episodes]
+            cases = [case_of(episode) for episode in episodes]
             loss = held_out_loss(average, objective, encoded(lent, cases), [case.text for case in cases])
-            made, seconds = self._predicted(engine_of(lent, average, chain, vdt.patch), episodes, begin)
+            masks = torch.ones(self.n, *lent.cells)
+            masks[:, : self.known] = 0
+            made, seconds = completed(engine_of(lent, average, chain, vdt.patch), episodes, masks, self.sampling)
+            made[:, :begin] = np.stack([episode.video[:begin] for episode in episodes])
             own = judged(made, episodes, begin) | {"loss": loss, "macs": cost, "seconds": seconds}
             return Row(own | figures, made[0])
 
@@ -135,34 +136,6 @@ class VDTConditioning:
             ("s a film", "seconds", plain()),
         )
         return compare(folder, self, {**rows, **simple}, columns, (*self.rows, *simple))
-
-    def _episode(self, number: int, lent: Lent) -> Episode:
-        kind = self.kinds[number % len(self.kinds)]
-        return WORLDS[world_of(kind)].sample(TEST_SEEDS[number], *lent.size, lent.frames, lent.fps, kind=kind)
-
-    def _predicted(self, engine: Engine, episodes: Sequence[Episode], begin: int, batch: int = 16) -> tuple[np.ndarray, float]:
-        """Each episode's first `begin` frames and what the network makes of them, uint8 `(n, T, H, W, 3)`; seconds for each."""
-        films: list[np.ndarray] = []
-        seconds = 0.0
-        with progress("predicting", "films") as advance:
-            for start in range(0, len(episodes), batch):
-                part = episodes[start : start + batch]
-                truth = np.stack([episode.video for episode in part])
-                clean = engine.encode(Video.from_uint8(truth, part[0].fps).pixels)  # (B, C, T, h, w)
-                mask = torch.ones(len(part), *clean.shape[2:])
-                mask[:, : self.known] = 0
-                # What is to be made stays hidden from the engine, too.
-                given = Given(clean.cpu() * (1 - mask[:, None]), mask)
-                requests = [Request(episode.short, start + place) for place, episode in enumerate(part)]
-                pixels, timings = engine.sample(
-                    requests, truth.shape[2:4], truth.shape[1], self.sampling, batch=len(part), given=given
-                )
-                made = Video(pixels, part[0].fps).to_uint8()
-                made[:, :begin] = truth[:, :begin]
-                films.append(made)
-                seconds += timings["denoise"] / len(episodes)
-                advance(start + len(part), len(episodes))
-        return np.concatenate(films), seconds
 
     def _simple(self, lent: Lent, episodes: Sequence[Episode], begin: int) -> dict[str, Callable[[Path], Row]]:
         """The rows that need no network."""
@@ -184,11 +157,6 @@ class VDTConditioning:
             "truth through the codec": coded,
             "truth": lambda _: Row(judged(truth, episodes, begin), truth[0]),
         }
-
-
-def _case(episode: Episode) -> Case:
-    scene = episode.tags["scene"]
-    return Case(episode.short, scene, episode.tags["kind"], episode.tags["seed"], episode.video, episode.fps)
 
 
 def judged(clips: np.ndarray, episodes: Sequence[Episode], begin: int) -> Figures:

@@ -27,17 +27,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.core.log import progress
-from tubelet.core.types import Video
 from tubelet.diffusion.paths import VPLinear
 from tubelet.evaluate.caption import read
 from tubelet.evaluate.distance import distances, features
 from tubelet.evaluate.fidelity import psnr
 from tubelet.evaluate.laws import LAWS
 from tubelet.evaluate.reading import Reading
-from tubelet.evaluate.report import Case, Tally, through_codec, world_of
+from tubelet.evaluate.report import Case, Tally, through_codec
 from tubelet.evaluate.tasks import MOVING, Add, motion
-from tubelet.generate.engine import Engine, Request, Sampling
+from tubelet.generate.engine import Engine, Sampling
 from tubelet.generate.layouts import Chain
 from tubelet.models.vdt import VDT, VDTConfig
 from tubelet.recipes.lineage import (
@@ -45,11 +43,14 @@ from tubelet.recipes.lineage import (
     Lent,
     Row,
     borrow,
+    case_of,
     check_kinds,
     compare,
+    completed,
     device_of,
     encoded,
     engine_of,
+    episodes_of,
     held_out_loss,
     latents,
     macs,
@@ -58,16 +59,13 @@ from tubelet.recipes.lineage import (
     train_row,
 )
 from tubelet.recipes.vdt_conditioning import LAW_COLUMNS
-from tubelet.tasks.given import Given
 from tubelet.tasks.masks import MASKS, RELEASED, Grid, check_shares
 from tubelet.tasks.region import in_pixels
 from tubelet.train.lineage import Completing, MaskedFilmObjective
 from tubelet.train.loop import TrainConfig
 from tubelet.train.optim import OptimizerConfig
 from tubelet.train.text_to_video import TextToVideo
-from tubelet.worlds import WORLDS
 from tubelet.worlds.base import Episode
-from tubelet.worlds.constants import TEST_SEEDS
 
 
 @dataclass(frozen=True)
@@ -124,13 +122,13 @@ class VDTTasks:
         """Every task that is not yet measured; returns the table's file. Raises UserError without a finished run."""
         check_kinds(self.kinds)
         lent = borrow(self.whole, device_of(self.train))
-        episodes = self._episodes(lent, 0)
+        episodes = episodes_of(lent, self.kinds, self.n)
         truth = np.stack([episode.video for episode in episodes])  # (n, T, H, W, 3)
-        others = features(np.stack([episode.video for episode in self._episodes(lent, OTHERS)]))
+        others = features(np.stack([episode.video for episode in episodes_of(lent, self.kinds, self.n, OTHERS)]))
 
         @functools.cache
         def trained() -> tuple[Engine, dict[str, Figures]] | None:
-            return self._trained(folder / "VDT", lent, [_case(episode) for episode in episodes])
+            return self._trained(folder / "VDT", lent, [case_of(episode) for episode in episodes])
 
         @functools.cache
         def coded() -> np.ndarray:
@@ -142,7 +140,7 @@ class VDTTasks:
                 return None
             engine, figures = found
             masks, holes = _masks(TASKS[name].mask, lent, self.n)
-            films, seconds = self._made(engine, episodes, masks)
+            films, seconds = completed(engine, episodes, masks, self.sampling)
             row = _judged(name, np.where(holes[..., None], films, truth), episodes, holes, features(truth))
             floor = moving(truth, episodes, holes).get("velocity") if TASKS[name].moves else None
             beside = {} if floor is None else {"velocity/truth": floor}
@@ -186,13 +184,6 @@ class VDTTasks:
         wanted = [row for name in self.rows for row in chosen.get(name, (name,))]
         return compare(folder, self, rows, columns, wanted)
 
-    def _episodes(self, lent: Lent, first: int) -> list[Episode]:
-        kinds = [self.kinds[number % len(self.kinds)] for number in range(self.n)]
-        return [
-            WORLDS[world_of(kind)].sample(TEST_SEEDS[first + number], *lent.size, lent.frames, lent.fps, kind=kind)
-            for number, kind in enumerate(kinds)
-        ]
-
     def _trained(self, place: Path, lent: Lent, cases: Sequence[Case]) -> tuple[Engine, dict[str, Figures]] | None:
         """What samples the one network, and for each task its held-out loss and cost; None when training was stopped."""
         torch.manual_seed(self.train.seed)  # the initial weights
@@ -213,32 +204,6 @@ class VDTTasks:
         }
         own = {name: {"loss": loss, "macs": cost, **figures} for name, loss in losses.items()}
         return engine_of(lent, average, chain, vdt.patch), own
-
-    def _made(self, engine: Engine, episodes: Sequence[Episode], masks: Tensor, batch: int = 16) -> tuple[np.ndarray, float]:
-        """What the network makes of what each mask `(n, T', h, w)` leaves known, uint8 `(n, T, H, W, 3)`; seconds a film."""
-        films: list[np.ndarray] = []
-        seconds = 0.0
-        with progress("making", "films") as advance:
-            for start in range(0, len(episodes), batch):
-                part = episodes[start : start + batch]
-                truth = np.stack([episode.video for episode in part])
-                clean = engine.encode(Video.from_uint8(truth, part[0].fps).pixels).cpu()  # (B, C, T', h, w)
-                mask = masks[start : start + batch]
-                # What is to be made stays hidden from the engine, too.
-                given = Given(clean * (1 - mask[:, None]), mask)
-                requests = [Request(episode.short, start + place) for place, episode in enumerate(part)]
-                pixels, timings = engine.sample(
-                    requests, truth.shape[2:4], truth.shape[1], self.sampling, batch=len(part), given=given
-                )
-                films.append(Video(pixels, part[0].fps).to_uint8())
-                seconds += timings["denoise"] / len(episodes)
-                advance(start + len(part), len(episodes))
-        return np.concatenate(films), seconds
-
-
-def _case(episode: Episode) -> Case:
-    scene = episode.tags["scene"]
-    return Case(episode.short, scene, episode.tags["kind"], episode.tags["seed"], episode.video, episode.fps)
 
 
 def _masks(name: str, lent: Lent, n: int) -> tuple[Tensor, np.ndarray]:
