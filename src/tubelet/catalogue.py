@@ -24,6 +24,7 @@ from tubelet.models import (
     maskgit,
     navit,
     spacetime,
+    super_resolution,
     timesformer,
     unclip,
     unet,
@@ -80,7 +81,8 @@ MODELS: Mapping[str, ModelEntry] = {
     },
     **_room("MAGVIT2-", maskgit, maskgit.MaskGIT),
     **_room("WALT-", walt, walt.WALT),
-    **_room("VideoPoet-", videopoet, videopoet.build),
+    **_room("VideoPoet-", videopoet, videopoet.VideoPoet),
+    **_room("VideoPoet-", super_resolution, super_resolution.SuperResolution),
 }
 
 

@@ -21,9 +21,10 @@ from tubelet.core.types import Condition
 from tubelet.decoding import autoregressive
 from tubelet.decoding.masked import decode
 from tubelet.generate.engine import GREATEST_GUIDANCE, Progress, Request
-from tubelet.models import videopoet
+from tubelet.models import super_resolution
 from tubelet.models.maskgit import MaskGIT, guided
-from tubelet.models.videopoet import SuperResolution, VideoPoet, cut, film_rows, reads_words
+from tubelet.models.super_resolution import SuperResolution
+from tubelet.models.videopoet import VideoPoet, cut, film_rows, reads_words
 from tubelet.nn.patch import Grid
 from tubelet.nn.subtokens import MASK
 from tubelet.text.base import TextEncoder
@@ -231,7 +232,7 @@ def _written(
 @dataclass(frozen=True)
 class EnlargeSampling:
     """How words of larger films are chosen: `steps` and temperatures of `decoding.masked.decode`, and the scales of guidance by
-    text and by the small film (`videopoet.guided`). Steps and scales are VideoPoet's of its first stage.
+    text and by the small film (`super_resolution.guided`). Steps and scales are VideoPoet's of its first stage.
 
     Raises UserError when a value is out of range.
     """
@@ -292,7 +293,7 @@ class Enlarger:
 
         def predict(tokens: Tensor, _hinted: Tensor, _progress: float) -> Tensor:
             codes = tokens.unflatten(1, shape)
-            logits = videopoet.guided(self.network, codes, coarse, condition, null, how.text, how.coarse)
+            logits = super_resolution.guided(self.network, codes, coarse, condition, null, how.text, how.coarse)
             return logits.flatten(1, 3)  # (B, L, 2, factor)
 
         start = torch.full((B, math.prod(shape)), MASK, device=coarse.device)

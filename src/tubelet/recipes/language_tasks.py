@@ -46,15 +46,8 @@ from tubelet.evaluate.report import Case, make_cases, world_of
 from tubelet.evaluate.tasks import MOVING, motion
 from tubelet.generate.engine import Request
 from tubelet.generate.tokens import Enlarger, EnlargeSampling, Known, WordEngine, WordSampling
-from tubelet.models.videopoet import (
-    Layout,
-    SuperResolution,
-    SuperResolutionConfig,
-    VideoPoet,
-    VideoPoetConfig,
-    film_rows,
-    reads_words,
-)
+from tubelet.models.super_resolution import SuperResolution, SuperResolutionConfig
+from tubelet.models.videopoet import Layout, VideoPoet, VideoPoetConfig, film_rows, reads_words
 from tubelet.nn.subtokens import MASK
 from tubelet.recipes.lineage import (
     Figures,

@@ -25,19 +25,8 @@ from tubelet.core.types import Condition
 from tubelet.data.stream import Batch, Source, State
 from tubelet.decoding.masked import commit, draw_hidden
 from tubelet.models.maskgit import MaskGIT, token_loss
-from tubelet.models.videopoet import (
-    Mixture,
-    SuperResolution,
-    VideoPoet,
-    cut,
-    draw_task,
-    film_rows,
-    loss,
-    masked_loss,
-    reads_words,
-    resampled,
-    text_to_video,
-)
+from tubelet.models.super_resolution import SuperResolution, masked_loss, resampled
+from tubelet.models.videopoet import Mixture, VideoPoet, cut, draw_task, film_rows, loss, reads_words, text_to_video
 from tubelet.nn.subtokens import MASK
 from tubelet.train.lineage import read_words
 from tubelet.train.text_to_video import TextToVideo

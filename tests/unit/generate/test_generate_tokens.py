@@ -13,7 +13,8 @@ from tubelet.core.errors import UserError
 from tubelet.generate.engine import Request
 from tubelet.generate.tokens import Enlarger, EnlargeSampling, Known, WordEngine, WordSampling
 from tubelet.models.maskgit import MaskGIT, MaskGITConfig
-from tubelet.models.videopoet import Layout, SuperResolution, SuperResolutionConfig, VideoPoet, VideoPoetConfig
+from tubelet.models.super_resolution import SuperResolution, SuperResolutionConfig
+from tubelet.models.videopoet import Layout, VideoPoet, VideoPoetConfig
 from tubelet.nn.subtokens import MASK
 from tubelet.text.own import OwnTextConfig, OwnTextEncoder
 from tubelet.train.lineage import FrozenText

@@ -13,18 +13,8 @@ from tubelet.core.errors import UserError
 from tubelet.data.stream import TensorSource
 from tubelet.decoding.masked import commit, draw_hidden
 from tubelet.models.maskgit import MaskGIT, MaskGITConfig, token_loss
-from tubelet.models.videopoet import (
-    FILM_TASKS,
-    Layout,
-    SuperResolution,
-    SuperResolutionConfig,
-    VideoPoet,
-    VideoPoetConfig,
-    film_rows,
-    loss,
-    text_to_video,
-    together,
-)
+from tubelet.models.super_resolution import SuperResolution, SuperResolutionConfig
+from tubelet.models.videopoet import FILM_TASKS, Layout, VideoPoet, VideoPoetConfig, film_rows, loss, text_to_video, together
 from tubelet.nn.subtokens import MASK
 from tubelet.text.own import OwnTextConfig, OwnTextEncoder
 from tubelet.train.lineage import FrozenText
