@@ -1,6 +1,6 @@
 """How attention over a pack of samples is computed on this device: chosen by a trial, equal in result.
 
-A CPU goes sample by sample. On a CUDA device so many small calls leave it waiting, so three ways are tried once per process
+A CPU goes sample by sample. On a CUDA device so many small calls leave it waiting, so other ways are tried once per process
 on a pack of films, forward and backward; what fails there or differs from the reference is left out, and the fastest stays.
 """
 
@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tubelet.nn.attention import PackBackend, by_mask, by_segment
+from tubelet.nn.attention import PackBackend, by_segment
 from tubelet.nn.packing import Segments
 from tubelet.runtime.device import seconds_per_call
 
@@ -31,7 +31,6 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 def by_varlen(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     """A pack in one call of torch's flash attention for unequal lengths; sample by sample where that kernel does not apply
     (fp32, another device, a sample that has queries and no keys)."""
-    q, k, v = _narrowed(q, k, v)
     hungry = any(one_q and not one_k for one_q, one_k in zip(segments.queries, segments.keys, strict=True))
     if q.dtype not in NARROW or q.device.type != "cuda" or hungry:
         return by_segment(q, k, v, segments)
@@ -61,7 +60,8 @@ def _narrowed(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-WAYS: dict[str, PackBackend] = {"sample by sample": by_segment, "masked": by_mask, "varlen": by_varlen}
+WAYS: dict[str, PackBackend] = {"sample by sample": by_segment, "varlen": by_varlen}
+"""The first is the reference. `by_mask` is not among them: it keeps samples apart only while all of them are finite."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,14 @@ def trial(
             out = way(q, k, v, segments)
             return [out.detach(), *torch.autograd.grad((out * weights).sum(), inputs)]
 
+    @torch.no_grad()
+    def poisoned(way: PackBackend) -> Tensor:
+        """All but the last sample, whose keys and values are not finite."""
+        first = sum(lengths[:-1])
+        keys, values = k.clone(), v.clone()
+        keys[:, :, first:], values[:, :, first:] = float("nan"), float("nan")
+        return way(q, keys, values, segments)[:, :, :first]
+
     seconds: dict[str, float] = {}
     left_out: dict[str, str] = {}
     reference: list[Tensor] = []
@@ -103,6 +111,9 @@ def trial(
         apart = max(_apart(a, b) for a, b in zip(found, reference, strict=True))
         if not apart <= TOLERANCE[dtype]:  # NaN, too, is left out
             left_out[name] = f"{apart:.1e} from the reference"
+            continue
+        if not poisoned(way).isfinite().all():
+            left_out[name] = "what is not finite in one sample comes into others"
             continue
         call: Callable[[], object] = functools.partial(run, way)
         seconds[name] = seconds_per_call(call, device, 0.05)
