@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tubelet.core.errors import UserError
 from tubelet.diffusion.paths import VPLinear
 from tubelet.generate.published import OnePicture
 from tubelet.models.dit import DiT, DiTConfig
-from tubelet.recipes.lineage import borrow, latents, macs
+from tubelet.recipes.lent import borrow
+from tubelet.recipes.lineage import macs
 from tubelet.recipes.unet_or_dit import EQUAL
 from tubelet.recipes.vdt_conditioning import judged
 from tubelet.train.lineage import FilmObjective
@@ -157,42 +157,14 @@ def test_walt_ablations_stopped_and_resumed(
     assert "frames can be left out" in refused(*words, "--set", "every=0")
 
 
-def test_multiply_accumulates_are_those_of_the_formula_attention_included(whole: Path) -> None:
+def test_multiply_accumulates_are_those_of_the_formula_attention_included(whole: Path, tmp_path: Path) -> None:
     """What torch leaves out on a CPU: two products of all pairs of tokens."""
-    lent = borrow(str(whole), "cpu")
+    lent = borrow(str(whole), tmp_path / "one", "cpu")
     D, L, cells = 32, 4 * 4, 4
     network = DiT(DiTConfig(D, 3, 2, 1, lent.codec.channels, 1, text_width=lent.text.width))
     found = macs(OnePicture(network, VPLinear()), lent, 1)
     block = 12 * L * D**2 + 2 * L**2 * D + 6 * D**2
     assert found == 3 * block + 3 * L * cells * D + 256 * D + D**2 + lent.text.width * D + 2 * D**2
-
-
-def test_clips_are_lent_by_kind_with_their_short_captions(whole: Path) -> None:
-    lent = borrow(str(whole), "cpu")
-    source = latents(lent, ("fall", "slide"), [0, 4])(0)
-    assert len(source) == 6
-    batch = source.draw(6)
-    assert batch["latent"].shape == (6, 4, 2, 4, 4)
-    assert sorted(batch["caption"]) == sorted(
-        WORLDS["phys2d"].sample(n, 32, 32, 5, 8.0, kind=KINDS[n % len(KINDS)]).short for n in range(18) if n % len(KINDS) < 2
-    )
-    assert not any(p.requires_grad for p in lent.text.parameters())
-
-
-def test_clips_are_lent_with_every_second_frame_and_several_kinds_of_words(whole: Path) -> None:
-    lent = borrow(str(whole), "cpu")
-    kinds, words = ("fall", "slide"), {"short": 0.6, "human": 0.4}
-    source = latents(lent, kinds, range(0, 5, 2), words, count=5, foreground=True)(0)
-    assert len(source) == 5
-    batch = source.draw(5)
-    assert batch["latent"].shape == (5, 4, 3, 4, 4)
-    assert batch["foreground"].shape == (5, 3, 4, 4)
-    episodes = [WORLDS["phys2d"].sample(n, 32, 32, 5, 8.0, kind=KINDS[n % len(KINDS)]) for n in range(18)]
-    for place, text in zip(batch["index"].tolist(), batch["caption"], strict=True):
-        episode = [one for one in episodes if one.tags["kind"] in kinds][place]
-        assert text in (episode.short, episode.human)
-    with pytest.raises(UserError, match="has no clips of occlude"):
-        latents(lent, ("occlude",), [0])
 
 
 def test_a_film_is_judged_from_where_it_was_made() -> None:

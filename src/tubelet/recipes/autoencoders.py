@@ -41,18 +41,8 @@ from tubelet.evaluate.report import make_cases, through_codec
 from tubelet.evaluate.tasks import MOVING
 from tubelet.nn.adversarial import PatchDiscriminator
 from tubelet.recipes.cascade import perceptual
-from tubelet.recipes.lineage import (
-    Figures,
-    Row,
-    check_kinds,
-    compare,
-    encode_all,
-    macs_of,
-    millions,
-    plain,
-    scaled,
-    train_row,
-)
+from tubelet.recipes.lent import check_kinds
+from tubelet.recipes.lineage import Figures, Row, compare, encode_all, macs_of, millions, plain, scaled, train_row
 from tubelet.recipes.tokenizers import clips_of, read_back
 from tubelet.train.adversary import Contest, KLContestObjective, MAGVITContestObjective, contest_split
 from tubelet.train.loop import TrainConfig

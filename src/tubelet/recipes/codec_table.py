@@ -33,11 +33,10 @@ from tubelet.evaluate.report import Case, evaluate_clips, make_cases, through_co
 from tubelet.evaluate.tasks import MOVING
 from tubelet.generate.engine import Engine, Sampling
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
+from tubelet.recipes.lent import Lent, check_kinds
 from tubelet.recipes.lineage import (
     Figures,
-    Lent,
     Row,
-    check_kinds,
     compare,
     device_of,
     encode_all,

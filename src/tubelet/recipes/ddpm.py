@@ -33,7 +33,8 @@ from tubelet.diffusion.solvers import SOLVERS
 from tubelet.evaluate.distance import distances, features
 from tubelet.evaluate.report import make_cases, world_of
 from tubelet.models.unet import UNet, UNetConfig
-from tubelet.recipes.lineage import Figures, Row, check_kinds, compare, millions, on_sheet, plain
+from tubelet.recipes.lent import check_kinds
+from tubelet.recipes.lineage import Figures, Row, compare, millions, on_sheet, plain
 from tubelet.recipes.worlds import Job, in_memory
 from tubelet.runtime.device import fast_bf16
 from tubelet.train.classify import as_pixels

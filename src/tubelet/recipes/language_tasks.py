@@ -49,18 +49,8 @@ from tubelet.generate.tokens import Enlarger, EnlargeSampling, Known, WordEngine
 from tubelet.models.super_resolution import SuperResolution, SuperResolutionConfig
 from tubelet.models.videopoet import Layout, VideoPoet, VideoPoetConfig, film_rows, reads_words
 from tubelet.nn.subtokens import MASK
-from tubelet.recipes.lineage import (
-    Figures,
-    Row,
-    check_kinds,
-    compare,
-    device_of,
-    facet_figures,
-    macs_of,
-    millions,
-    plain,
-    train_row,
-)
+from tubelet.recipes.lent import check_kinds
+from tubelet.recipes.lineage import Figures, Row, compare, device_of, facet_figures, macs_of, millions, plain, train_row
 from tubelet.recipes.tokenizers import (
     clips_of,
     frozen_text,

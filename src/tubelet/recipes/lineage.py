@@ -1,7 +1,7 @@
-"""What experiments on the lineage share: latents, codec and words of a finished run, the rows of a table, and their measures.
+"""What experiments on the lineage share: the rows of a table, and their measures.
 
 Rows are trained or measured one after the other; each has a folder with what it measured, so that an interrupted experiment
-goes on where it stopped. All networks live on the latents that a run of worlds-64 has left.
+goes on where it stopped. What they are trained on is in `recipes.lent`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from tubelet.core.files import read_json, whole_file, write_json
 from tubelet.core.log import note, progress
 from tubelet.core.types import Video
 from tubelet.core.weights import load_tensors, save_module, save_tensors
-from tubelet.data.shards import ShardDataset
-from tubelet.data.stream import Source, TensorSource, names_of
+from tubelet.data.stream import Source, TensorSource
 from tubelet.diffusion.paths import SigmaSampling
 from tubelet.evaluate.caption import follow
 from tubelet.evaluate.distance import distances, features
@@ -36,22 +35,20 @@ from tubelet.evaluate.reading import Reading
 from tubelet.evaluate.report import Case, evaluate_clips, through_codec, world_of
 from tubelet.generate.engine import Engine, Request, Sampling
 from tubelet.generate.layouts import Chain
-from tubelet.generate.system import load
 from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.models.spacetime import Spacetime
+from tubelet.recipes.lent import Lent
 from tubelet.runtime.cpu import accelerate, restore, use_fast_attention
 from tubelet.runtime.device import choose_device, fast_bf16
 from tubelet.tasks.given import Given
 from tubelet.text.base import TextEncoder
-from tubelet.train.lineage import FrozenText
 from tubelet.train.loop import Objective, TrainConfig, train
 from tubelet.train.optim import Split
 from tubelet.train.optim import split as by_place
 from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective
 from tubelet.worlds import WORLDS
 from tubelet.worlds.base import Episode
-from tubelet.worlds.constants import PHYS2D_KINDS, TEST_SEEDS
-from tubelet.worlds.grammar import parse
+from tubelet.worlds.constants import TEST_SEEDS
 
 Figures = dict[str, float]
 M = TypeVar("M", bound=nn.Module)
@@ -59,98 +56,6 @@ STILL_FRAMES = 4
 """A picture is judged as a film of so many frames that stands still."""
 SHOWN = 12
 """Most pictures or frames of a row on the sheet."""
-
-
-# What a finished run lends
-
-
-@dataclass(frozen=True)
-class Lent:
-    """A finished run of worlds-64: where it lies, its codec and words, and the size of its films."""
-
-    folder: Path
-    codec: Codec
-    text: FrozenText
-    size: tuple[int, int]
-    frames: int
-    fps: float
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.codec.parameters()).device
-
-    @property
-    def cells(self) -> tuple[int, int, int]:
-        """Latent (frames, rows, columns) of a film."""
-        return self.codec.strides.latent_shape(self.frames, *self.size)
-
-
-def borrow(folder: str, device: str = "auto") -> Lent:
-    """The parts of a finished run of worlds-64. Raises UserError when the folder holds none."""
-    whole = Path(folder)
-    if not (whole / "export.json").exists() or not (whole / "latents").exists():
-        raise UserError(f"{whole} holds no finished run of worlds-64; run tubelet train worlds-64 first, or set whole")
-    system = load(whole / "system", device=device, dtype="float32")
-    restore(system.text)  # it is read in training, too
-    return Lent(whole, system.codec, FrozenText(system.text), system.config.size, system.config.frames, system.config.fps)
-
-
-def check_kinds(kinds: Sequence[str]) -> None:
-    """Raises UserError unless these are kinds of clips with objects."""
-    unknown = [kind for kind in kinds if kind not in PHYS2D_KINDS]
-    if unknown or not kinds:
-        raise UserError(f"kinds are some of {', '.join(PHYS2D_KINDS)}, got {list(kinds)}; choose among them")
-
-
-def thinned(lent: Lent, every: int) -> tuple[range, dict[str, Any]]:
-    """Every so many latent frames of a film, and what clips of these are: `size`, `frames` and `fps`.
-
-    Raises UserError where a latent is more than a frame, so that none can be left out.
-    """
-    if every < 1 or (every > 1 and lent.codec.strides.t > 1):
-        raise UserError(f"frames can be left out where a latent is one frame, got every={every}; set it to 1")
-    seen = {"size": lent.size, "frames": len(range(0, lent.frames, every)), "fps": lent.fps / every}
-    return range(0, lent.cells[0], every), seen
-
-
-SHORT = {"short": 1.0}
-
-
-def latents(
-    lent: Lent,
-    kinds: Sequence[str],
-    frames: Sequence[int],
-    proportions: Mapping[str, float] = SHORT,
-    *,
-    count: int | None = None,
-    foreground: bool = False,
-    folder: Path | None = None,
-) -> Callable[[int], TensorSource]:
-    """The run's clips of these kinds (the first `count`), their latent `frames` alone: a source of them for each seed.
-
-    `proportions` of the kinds of captions as in `data.stream`; `foreground`: its mask, too; `folder` holds the latents where
-    they are not the run's own. Raises UserError when there are none.
-    """
-    dataset = ShardDataset(folder or lent.folder / "latents")
-    shape = (lent.codec.channels, *lent.cells)
-    kept: dict[str, list[Tensor]] = {"latent": [], **({"foreground": []} if foreground else {})}
-    captions: list[list[dict[str, str]]] = []
-    with progress("reading latents", "clips") as advance:
-        for index in range(len(dataset)):
-            record = dataset.read(index) if count is None or len(captions) < count else None
-            advance(index + 1, len(dataset))
-            if record is None or record.tensors["latent"].shape != shape:
-                continue
-            said = record.meta["captions"]
-            if parse(next(one["text"] for one in said if one["kind"] == "short")).get("kind") in kinds:
-                for name, values in kept.items():
-                    time = 1 if name == "latent" else 0
-                    values.append(record.tensors[name].index_select(time, torch.tensor(list(frames))))
-                captions.append([one for one in said if any(proportions.get(name) for name in names_of(one))])
-    if not captions:
-        raise UserError(f"{dataset.folder} has no clips of {', '.join(kinds)}; choose other kinds, or another run")
-    tensors = {name: torch.stack(values) for name, values in kept.items()}  # (n, C, T, h, w), (n, T, h, w)
-    return lambda seed: TensorSource(tensors, captions, seed=seed, proportions=proportions)
 
 
 # Rows and their table

@@ -2,7 +2,7 @@
 
 Paper: DALL-E 3 (Betker et al. 2023), sections 2 and 3: captions written by a captioner, and a few original ones among them.
 Command: tubelet train recaptioning
-Cost: 65 minutes on one core beside another training (captions 18, nine a row at 800 steps), after worlds-64 and captioner.
+Cost: 65 minutes on one core beside another training (captions 18, nine a row at 800 steps), after captioner.
 Score: all facets of expanded prompts .02 / .27 / .34 / .44 / .44 as the share rises, of short ones .12 / .22 / .16 / .10 /
 .09: docs/lineage.md. A run leaves table.json, table.md, captions.json and sheet.png in its folder.
 
@@ -39,20 +39,8 @@ from tubelet.evaluate.tasks import MOVING
 from tubelet.generate.engine import Sampling
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.recipes.captioner import score
-from tubelet.recipes.lineage import (
-    Lent,
-    Row,
-    borrow,
-    check_kinds,
-    compare,
-    device_of,
-    film_denoiser,
-    film_figures,
-    latents,
-    plain,
-    thinned,
-    truth_rows,
-)
+from tubelet.recipes.lent import Lent, borrow, check_kinds, latents, thinned
+from tubelet.recipes.lineage import Row, compare, device_of, film_denoiser, film_figures, plain, truth_rows
 from tubelet.text import TOKENIZER_FILE
 from tubelet.text.bpe import Tokenizer
 from tubelet.text.bpe import train as train_tokenizer
@@ -75,8 +63,8 @@ OTHERS = 1_000_000
 class Recaptioning:
     """What all trainings share, and the blends in which they differ. Raises UserError when the blends cannot be."""
 
-    whole: str = "runs/worlds-64"
-    """The folder of a finished run of worlds-64, whose latents and codec are used."""
+    whole: str = "worlds-64"
+    """A system, or the folder of a finished run of worlds-64, whose latents and codec are used."""
     captioner: str = "runs/captioner"
     """The folder of a trained captioner; `world` takes the worlds' own dense captions, as one without mistakes would write."""
     blends: tuple[float, ...] = (0.0, 0.65, 0.8, 0.95, 1.0)
@@ -118,7 +106,7 @@ class Recaptioning:
 
         Raises UserError without the run or the captioner, and when `folder` was begun with other settings.
         """
-        lent = borrow(self.whole, device_of(self.train))
+        lent = borrow(self.whole, folder, device_of(self.train))
         frames, seen = thinned(lent, self.every)
         written = self.captioner == "world" or (folder / "latents" / SEAL).exists()
         captioner = None if written else load_captioner(self.captioner)

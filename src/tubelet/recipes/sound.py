@@ -42,7 +42,8 @@ from tubelet.generate.system import load
 from tubelet.media.audio import Audio, spectrogram
 from tubelet.media.encode import save
 from tubelet.models.videopoet import Layout, VideoPoet, VideoPoetConfig, cut
-from tubelet.recipes.lineage import SHOWN, Figures, Row, check_kinds, compare, device_of, millions, plain, train_row
+from tubelet.recipes.lent import check_kinds
+from tubelet.recipes.lineage import SHOWN, Figures, Row, compare, device_of, millions, plain, train_row
 from tubelet.recipes.worlds import Job, in_memory
 from tubelet.runtime.cpu import restore
 from tubelet.train.lineage import FrozenText

@@ -2,7 +2,7 @@
 
 Paper: Imagen (Saharia et al. 2022), section 4.4, on frozen encoders; CLIP (Radford et al. 2021); MiniLM (Wang et al. 2020).
 Command: tubelet train text-encoders
-Cost: 35 minutes on one core beside another training, after worlds-64 and retrieval.
+Cost: 35 minutes on one core beside another training, after retrieval.
 Score: colour .81 (own), .78 (MiniLM), .73 (CLIP's text tower) in distribution; human prompts .59, .50, .62: docs/lineage.md. A
 run leaves table.json, table.md and sheet.png in its folder.
 
@@ -39,20 +39,17 @@ from tubelet.evaluate.report import Case, make_cases, scene_of
 from tubelet.evaluate.tasks import MOVING
 from tubelet.generate.engine import Sampling
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
+from tubelet.recipes.lent import borrow, check_kinds, latents, thinned
 from tubelet.recipes.lineage import (
     Row,
-    borrow,
-    check_kinds,
     compare,
     device_of,
     facet_figures,
     film_denoiser,
     film_figures,
     films,
-    latents,
     millions,
     plain,
-    thinned,
     truth_rows,
 )
 from tubelet.recipes.retrieval import load_clip
@@ -107,8 +104,8 @@ class CLIPWords(TextEncoder):
 class TextEncoders:
     """Sizes, training and measures. Channels and the width of words are those of the run and of the reader."""
 
-    whole: str = "runs/worlds-64"
-    """The folder of a finished run of worlds-64."""
+    whole: str = "worlds-64"
+    """A system, or the folder of a finished run of worlds-64."""
     retrieval: str = "runs/retrieval"
     """The folder of a finished run of retrieval, whose CLIP lends its text tower."""
     minilm: str | None = None
@@ -145,10 +142,10 @@ class TextEncoders:
     def run(self, folder: Path) -> Path:
         """Every row that is not yet measured and whose reader is there; returns the table's file.
 
-        Raises UserError without a finished run of worlds-64.
+        Raises UserError when nothing is lent.
         """
         check_kinds(self.kinds)
-        lent = borrow(self.whole, device_of(self.train))
+        lent = borrow(self.whole, folder, device_of(self.train))
         frames, seen = thinned(lent, self.every)
         chosen = [name for name in self.rows if name not in ROWS or self._there(name)]
         clips = functools.cache(lambda: latents(lent, self.kinds, frames, self.captions, count=self.clips, foreground=True))

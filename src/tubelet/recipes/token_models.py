@@ -43,10 +43,9 @@ from tubelet.models.maskgit import MaskGIT
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.models.videopoet import Layout, VideoPoet, VideoPoetConfig, text_to_video
 from tubelet.models.walt import WALT, WALTConfig
+from tubelet.recipes.lent import Lent, check_kinds
 from tubelet.recipes.lineage import (
-    Lent,
     Row,
-    check_kinds,
     compare,
     device_of,
     encode_all,

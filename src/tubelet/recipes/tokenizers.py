@@ -45,10 +45,10 @@ from tubelet.generate.tokens import WordEngine, WordSampling
 from tubelet.media.sheet import INK, PAPER, save_sheet
 from tubelet.models.maskgit import MaskGIT, MaskGITConfig
 from tubelet.nn.patch import Grid
+from tubelet.recipes.lent import check_kinds
 from tubelet.recipes.lineage import (
     Figures,
     Row,
-    check_kinds,
     compare,
     device_of,
     facet_figures,

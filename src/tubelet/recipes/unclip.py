@@ -2,7 +2,7 @@
 
 Paper: DALL-E 2 (Ramesh et al. 2022), sections 2 to 5 and figures 3 to 6 and 8.
 Command: tubelet train unclip
-Cost: 47 minutes on one core beside much other work, after worlds-64, on whose latents it trains, and retrieval.
+Cost: 47 minutes on one core beside much other work, and retrieval.
 Score: without words colour .73 (caption's embedding), .91 (diffusion prior), .93 (best of two), .87 (autoregressive prior);
 with words .95 to .97 in every row: docs/lineage.md. A run leaves table.json, table.md and sheet.png in its folder,
 manipulations.json and manipulations.png.
@@ -65,19 +65,16 @@ from tubelet.models.unclip import (
 from tubelet.models.unet import UNet, UNetConfig
 from tubelet.nn.principal import PCA, Buckets, fit_buckets, fit_pca
 from tubelet.nn.sphere import slerp
+from tubelet.recipes.lent import Lent, borrow, check_kinds, latents
 from tubelet.recipes.lineage import (
     Figures,
-    Lent,
     Row,
-    borrow,
-    check_kinds,
     compare,
     device_of,
     encoded,
     engine_of,
     facet_figures,
     films,
-    latents,
     macs_of,
     millions,
     on_sheet,
@@ -142,8 +139,8 @@ class Stopped(Exception):  # noqa: N818  not an error: someone asked for it
 class UnCLIP:
     """Sizes, training and measures. Channels and the width of words are the run's, that of embeddings the CLIP's."""
 
-    whole: str = "runs/worlds-64"
-    """The folder of a finished run of worlds-64."""
+    whole: str = "worlds-64"
+    """A system, or the folder of a finished run of worlds-64."""
     retrieval: str = ""
     """The folder of a finished run of retrieval, whose CLIP is lent; empty: one is trained on the pictures."""
     rows: tuple[str, ...] = ROWS
@@ -178,13 +175,13 @@ class UnCLIP:
     def run(self, folder: Path) -> Path:
         """Every row that is not yet measured, then the manipulations; returns the table's file.
 
-        Raises UserError without a finished run.
+        Raises UserError when nothing is lent.
         """
         check_kinds(self.kinds)
         if self.n < 2:
             raise UserError(f"another's embedding needs at least 2 prompts, got n={self.n}; raise it")
         clip = load_clip(self.retrieval) if self.retrieval else None
-        lent = borrow(self.whole, device_of(self.decoder_train))
+        lent = borrow(self.whole, folder, device_of(self.decoder_train))
         parts = _Parts(self, lent, folder, clip)
         cases = {split: make_cases(self.kinds, self.n, split, size=lent.size, frames=1) for split in SPLITS}
         others = make_cases(self.kinds, self.n, size=lent.size, frames=1, seed=OTHERS)

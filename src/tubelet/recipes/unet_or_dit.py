@@ -2,7 +2,7 @@
 
 Paper: DiT (Peebles & Xie 2023), tables 2 and 4 and figure 5; DDPM (Ho et al. 2020); latent diffusion (Rombach et al. 2022).
 Command: tubelet train unet-or-dit
-Cost: 71 minutes on one core beside much other work, after worlds-64, on whose latents it trains.
+Cost: 71 minutes on one core beside much other work.
 Score: colour .96 (U-Net), .83 (adaLN-Zero), .79 (adaLN), .74 (cross-attention), .66 (in-context): docs/lineage.md. A run leaves
 table.json, table.md and sheet.png in its folder.
 
@@ -31,15 +31,12 @@ from tubelet.generate.layouts import Chain
 from tubelet.generate.published import OnePicture
 from tubelet.models.dit import DiT, DiTConfig
 from tubelet.models.unet import UNet, UNetConfig
+from tubelet.recipes.lent import Lent, borrow, check_kinds, latents
 from tubelet.recipes.lineage import (
-    Lent,
     Row,
-    borrow,
-    check_kinds,
     compare,
     device_of,
     film_row,
-    latents,
     macs,
     millions,
     plain,
@@ -73,8 +70,8 @@ EQUAL = "DiT, adaLN-Zero"
 class UNetOrDiT:
     """Sizes, training and measures. Channels and the width of words are the run's."""
 
-    whole: str = "runs/worlds-64"
-    """The folder of a finished run of worlds-64."""
+    whole: str = "worlds-64"
+    """A system, or the folder of a finished run of worlds-64."""
     rows: tuple[str, ...] = ROWS
     """Which are trained; what truth scores always stands beside them."""
     kinds: tuple[str, ...] = MOVING
@@ -104,9 +101,9 @@ class UNetOrDiT:
     """Prompts of each split."""
 
     def run(self, folder: Path) -> Path:
-        """Every row that is not yet measured; returns the table's file. Raises UserError without a finished run."""
+        """Every row that is not yet measured; returns the table's file. Raises UserError when nothing is lent."""
         check_kinds(self.kinds)
-        lent = borrow(self.whole, device_of(self.train))
+        lent = borrow(self.whole, folder, device_of(self.train))
         source = functools.cache(lambda: latents(lent, self.kinds, [0]))
         cases = {split: make_cases(self.kinds, self.n, split, size=lent.size, frames=1) for split in SPLITS}
         others = make_cases(self.kinds, self.n, size=lent.size, frames=1, seed=OTHERS)

@@ -2,7 +2,7 @@
 
 Paper: VDT (Lu et al. 2023), section 3 and the table on Physion: adaptive layer norm, cross-attention, token concatenation.
 Command: tubelet train vdt-conditioning
-Cost: not measured, it has not been run yet; sized for forty minutes on two cores, after worlds-64, on whose latents it trains.
+Cost: not measured, it has not been run yet; sized for forty minutes on two cores.
 Score: none yet; a run leaves table.json, table.md and sheet.png in its folder.
 
 All three see the same clips and steps, know the same first half of each and read no words. Velocity of the main object in made
@@ -32,13 +32,11 @@ from tubelet.evaluate.tasks import MOVING, motion
 from tubelet.generate.engine import Sampling
 from tubelet.generate.layouts import Chain
 from tubelet.models.vdt import VDT, VDTConfig
+from tubelet.recipes.lent import Lent, borrow, check_kinds, latents
 from tubelet.recipes.lineage import (
     Figures,
-    Lent,
     Row,
-    borrow,
     case_of,
-    check_kinds,
     compare,
     completed,
     device_of,
@@ -46,7 +44,6 @@ from tubelet.recipes.lineage import (
     engine_of,
     episodes_of,
     held_out_loss,
-    latents,
     macs,
     millions,
     plain,
@@ -71,8 +68,8 @@ LAW_COLUMNS = ("inertia", "gravity", "momentum", "impenetrability", "steady")
 class VDTConditioning:
     """Sizes, training and measures. Channels are the run's."""
 
-    whole: str = "runs/worlds-64"
-    """The folder of a finished run of worlds-64."""
+    whole: str = "worlds-64"
+    """A system, or the folder of a finished run of worlds-64."""
     rows: tuple[str, ...] = tuple(WAYS)
     """Which are trained; what truth scores always stands beside them."""
     kinds: tuple[str, ...] = (*MOVING, "collision")
@@ -93,9 +90,9 @@ class VDTConditioning:
     """Test episodes, the kinds in turn."""
 
     def run(self, folder: Path) -> Path:
-        """Every row that is not yet measured; returns the table's file. Raises UserError without a finished run."""
+        """Every row that is not yet measured; returns the table's file. Raises UserError when nothing is lent."""
         check_kinds(self.kinds)
-        lent = borrow(self.whole, device_of(self.train))
+        lent = borrow(self.whole, folder, device_of(self.train))
         frames = lent.cells[0]
         if not 2 <= self.known < frames:
             raise UserError(f"known must lie in 2 .. {frames - 1}, got {self.known}; one frame has no velocity")

@@ -3,7 +3,7 @@
 Paper: VDT (Lu et al. 2023), section 3.3, unified spatial-temporal mask modeling.
 Command: tubelet train vdt-tasks
 Cost: not measured, it has not been run yet; sized for 25 minutes on one core of 80 GFLOP/s (.73 G multiply-accumulates a film
-and forward, .9 s a step of 16 films), after worlds-64, on whose latents it trains.
+and forward, .9 s a step of 16 films).
 Score: none yet; a run leaves table.json, table.md and sheet.png in its folder.
 
 Training draws a mask for each film, in the proportions of the released code: the first half is known, the last half, every
@@ -38,13 +38,11 @@ from tubelet.evaluate.tasks import MOVING, Add, motion
 from tubelet.generate.engine import Engine, Sampling
 from tubelet.generate.layouts import Chain
 from tubelet.models.vdt import VDT, VDTConfig
+from tubelet.recipes.lent import Lent, borrow, check_kinds, latents
 from tubelet.recipes.lineage import (
     Figures,
-    Lent,
     Row,
-    borrow,
     case_of,
-    check_kinds,
     compare,
     completed,
     device_of,
@@ -52,7 +50,6 @@ from tubelet.recipes.lineage import (
     engine_of,
     episodes_of,
     held_out_loss,
-    latents,
     macs,
     millions,
     plain,
@@ -94,8 +91,8 @@ OTHERS = 1_000_000
 class VDTTasks:
     """Sizes, training and measures. Channels are the run's."""
 
-    whole: str = "runs/worlds-64"
-    """The folder of a finished run of worlds-64."""
+    whole: str = "worlds-64"
+    """A system, or the folder of a finished run of worlds-64."""
     rows: tuple[str, ...] = tuple(TASKS)
     """Which tasks are measured; the simplest thing and truth always stand beside them."""
     kinds: tuple[str, ...] = (*MOVING, "collision")
@@ -119,9 +116,9 @@ class VDTTasks:
         check_shares(self.masks)
 
     def run(self, folder: Path) -> Path:
-        """Every task that is not yet measured; returns the table's file. Raises UserError without a finished run."""
+        """Every task that is not yet measured; returns the table's file. Raises UserError when nothing is lent."""
         check_kinds(self.kinds)
-        lent = borrow(self.whole, device_of(self.train))
+        lent = borrow(self.whole, folder, device_of(self.train))
         episodes = episodes_of(lent, self.kinds, self.n)
         truth = np.stack([episode.video for episode in episodes])  # (n, T, H, W, 3)
         others = features(np.stack([episode.video for episode in episodes_of(lent, self.kinds, self.n, OTHERS)]))

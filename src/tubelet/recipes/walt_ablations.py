@@ -2,7 +2,7 @@
 
 Paper: W.A.L.T (Gupta et al. 2023), table 3: windows, self-conditioning, AdaLN-LoRA, zero terminal signal-to-noise ratio.
 Command: tubelet train walt-ablations
-Cost: not measured, it has not been run yet; sized for forty minutes on two cores, after worlds-64, on whose latents it trains.
+Cost: not measured, it has not been run yet; sized for forty minutes on two cores.
 Score: none yet; a run leaves table.json, table.md and sheet.png in its folder.
 
 Films from words, of every fourth frame of clips with one object; all rows see the same clips, words and steps. The base has
@@ -29,16 +29,13 @@ from tubelet.evaluate.tasks import MOVING
 from tubelet.generate.engine import Sampling
 from tubelet.generate.layouts import Chain
 from tubelet.models.walt import WALT, WALTConfig
+from tubelet.recipes.lent import Lent, borrow, check_kinds, latents
 from tubelet.recipes.lineage import (
     Figures,
-    Lent,
     Row,
-    borrow,
-    check_kinds,
     compare,
     device_of,
     film_row,
-    latents,
     macs,
     macs_of,
     millions,
@@ -71,8 +68,8 @@ OTHERS = 1_000_000
 class WALTAblations:
     """Sizes, training and measures. Channels, the width of words and the grid are the run's."""
 
-    whole: str = "runs/worlds-64"
-    """The folder of a finished run of worlds-64."""
+    whole: str = "worlds-64"
+    """A system, or the folder of a finished run of worlds-64."""
     rows: tuple[str, ...] = ROWS
     """Which are trained; what truth scores always stands beside them."""
     kinds: tuple[str, ...] = MOVING
@@ -99,9 +96,9 @@ class WALTAblations:
     """Prompts."""
 
     def run(self, folder: Path) -> Path:
-        """Every row that is not yet measured; returns the table's file. Raises UserError without a finished run."""
+        """Every row that is not yet measured; returns the table's file. Raises UserError when nothing is lent."""
         check_kinds(self.kinds)
-        lent = borrow(self.whole, device_of(self.train))
+        lent = borrow(self.whole, folder, device_of(self.train))
         if self.every < 1 or (self.every > 1 and lent.codec.strides.t > 1):
             raise UserError(f"frames can be left out where a latent is one frame, got every={self.every}; set it to 1")
         frames = range(0, lent.cells[0], self.every)

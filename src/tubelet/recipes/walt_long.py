@@ -3,7 +3,7 @@
 Paper: W.A.L.T (Gupta et al. 2023), section 3.4, autoregressive generation, and 3.2, joint training on images and videos.
 Command: tubelet train walt-long
 Cost: not measured, it has not been run yet; sized for 25 minutes on one core of 80 GFLOP/s (.36 G multiply-accumulates a film
-and forward, of which nine steps in ten have two: 1.6 s a step of 48 films), after worlds-64, on whose latents it trains.
+and forward, of which nine steps in ten have two: 1.6 s a step of 48 films).
 Score: none yet; a run leaves table.json, table.md and sheet.png in its folder.
 
 Nine frames, every second one of a clip of billiard balls: a film that has neither beginning nor end and goes on from anywhere.
@@ -40,23 +40,19 @@ from tubelet.generate.engine import Engine, Request, Sampling
 from tubelet.generate.layouts import Chain
 from tubelet.generate.roll import roll, window_seed
 from tubelet.models.walt import WALT, WALTConfig
+from tubelet.recipes.lent import Lent, borrow, check_kinds, latents, thinned
 from tubelet.recipes.lineage import (
     Figures,
-    Lent,
     Row,
-    borrow,
-    check_kinds,
     compare,
     device_of,
     encoded,
     engine_of,
     facet_figures,
     held_out_loss,
-    latents,
     macs,
     millions,
     plain,
-    thinned,
     train_row,
 )
 from tubelet.tasks.timeline import Span, Timeline, plan
@@ -75,8 +71,8 @@ LASTING = tuple(facet for facet in FACETS if facet != "direction")
 class WALTLong:
     """Sizes, training and measures. Channels, the width of words and the grid are the run's."""
 
-    whole: str = "runs/worlds-64"
-    """The folder of a finished run of worlds-64."""
+    whole: str = "worlds-64"
+    """A system, or the folder of a finished run of worlds-64."""
     rows: tuple[str, ...] = ROWS
     """Which are measured; what truth scores always stands beside them."""
     kinds: tuple[str, ...] = ("billiard",)
@@ -117,9 +113,9 @@ class WALTLong:
             raise UserError("a film goes on from frames that training has shown; set objective.frame_prediction above 0")
 
     def run(self, folder: Path) -> Path:
-        """Every row that is not yet measured; returns the table's file. Raises UserError without a finished run."""
+        """Every row that is not yet measured; returns the table's file. Raises UserError when nothing is lent."""
         check_kinds(self.kinds)
-        lent = borrow(self.whole, device_of(self.train))
+        lent = borrow(self.whole, folder, device_of(self.train))
         if lent.codec.strides.t > 1:
             raise UserError("known frames are taken as they are where a latent is one frame; use a run with such a codec")
         frames, seen = thinned(lent, self.every)

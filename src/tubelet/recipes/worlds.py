@@ -297,27 +297,8 @@ class WorldsRecipe:
 
     def encode(self, folder: Path) -> None:
         """Clips as standardised latents with foreground weights, for the denoiser."""
-        codec = self.load_codec(folder)
-        device = choose_device("auto")
-        codec.to(device)
-        bf16 = fast_bf16(device)
-        with ShardWriter(folder / "latents", shard_bytes=64 * 2**20) as writer, progress("encoding", "clips") as advance:
-            jobs = [job for job in self._native_jobs() if job.key not in writer]
-            done = 0
-            for group in _groups(
-                rendered(jobs, self.workers), lambda pixels: 32 if device.type == "cpu" else max(1, 2**24 // pixels)
-            ):
-                if self.clips.square:
-                    group = [(job, _square(video), _square(colour), captions) for job, video, colour, captions in group]
-                pixels = to_pixels(torch.from_numpy(np.stack([video for _, video, _, _ in group])).to(device))
-                with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    latents = codec.encode(pixels).to(torch.bfloat16).cpu()  # (n, C, T', h, w)
-                for (job, _, colour, captions), latent in zip(group, latents, strict=True):
-                    weight = foreground_cells(colour, codec.strides)  # (T', h, w)
-                    meta = {"captions": captions, "fps": job.fps, "seed": job.seed, "world": job.world}
-                    writer.add(Record(job.key, {"latent": latent, "foreground": weight}, meta))
-                done += len(group)
-                advance(done, len(jobs))
+        codec = self.load_codec(folder).to(choose_device("auto"))
+        encode(codec, self._native_jobs(), folder, self.workers, square=self.clips.square)
 
     def train_sketch(self, folder: Path) -> bool:
         """Denoiser and text encoder on a few frames of each clip."""
@@ -528,6 +509,30 @@ def rendered(jobs: Sequence[Job], workers: int) -> Iterator[Rendered]:
                 yield from ahead.popleft().get()
         while ahead:
             yield from ahead.popleft().get()
+
+
+def encode(codec: Codec, wanted: Sequence[Job], folder: Path, workers: int, square: bool = False) -> None:
+    """Episodes as standardised latents with foreground weights in folder/latents, those that are not there yet.
+
+    The codec works where it lies; `square` cuts clips to the square in their middle.
+    """
+    device = next(codec.parameters()).device
+    bf16 = fast_bf16(device)
+    with ShardWriter(folder / "latents", shard_bytes=64 * 2**20) as writer, progress("encoding", "clips") as advance:
+        jobs = [job for job in wanted if job.key not in writer]
+        done = 0
+        for group in _groups(rendered(jobs, workers), lambda pixels: 32 if device.type == "cpu" else max(1, 2**24 // pixels)):
+            if square:
+                group = [(job, _square(video), _square(colour), captions) for job, video, colour, captions in group]
+            pixels = to_pixels(torch.from_numpy(np.stack([video for _, video, _, _ in group])).to(device))
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                latents = codec.encode(pixels).to(torch.bfloat16).cpu()  # (n, C, T', h, w)
+            for (job, _, colour, captions), latent in zip(group, latents, strict=True):
+                weight = foreground_cells(colour, codec.strides)  # (T', h, w)
+                meta = {"captions": captions, "fps": job.fps, "seed": job.seed, "world": job.world}
+                writer.add(Record(job.key, {"latent": latent, "foreground": weight}, meta))
+            done += len(group)
+            advance(done, len(jobs))
 
 
 def in_memory(jobs: Sequence[Job], workers: int, title: str) -> tuple[Tensor, list[list[dict[str, str]]]]:
