@@ -180,19 +180,33 @@ def tasks() -> str:
     }
     strengths = sorted({name.rpartition("/")[2] for name in figures if name.startswith("task/edit/caption/")})
     edits = [(s, cell(f"task/edit/caption/{s}"), cell(f"task/edit/structure/{s}")) for s in strengths]
+    mixed = [
+        (name, *(cell(f"task/blend/{figure}/{name}") for figure in ("first", "last", "caption", "one")))
+        for name in (*strengths, "fade")
+        if f"task/blend/one/{name}" in figures
+    ]
     windows = sorted({int(name.split("/")[3]) for name in figures if name.startswith("task/long/one_of_each/")})
     long = [
         (
             window + 1,
+            cell(f"task/long/caption/{window}", f"task/long/caption/{window}/floor"),
             cell(f"task/long/one_of_each/{window}", f"task/long/one_of_each/{window}/floor"),
             cell(f"task/long/stray/{window}", f"task/long/stray/{window}/floor"),
         )
         for window in windows
     ]
+    forms = [
+        name.removesuffix("/caption") for name in figures if name.startswith(("size/", "length/")) and name.endswith("/caption")
+    ]
+    forms.sort(key=lambda name: [int(part) for part in name.split("/")[1].split("x")])
+    laws = [law for law in LAWS if any(f"{form}/law/{law}" in figures for form in forms)]
     sizes = [
-        (name.split("/")[1].replace("x", " x "), cell(name), cell(f"{name}/floor"))
-        for name in figures
-        if name.startswith(("size/", "length/")) and name.endswith("/caption")
+        (
+            form.split("/")[1].replace("x", " x "),
+            *(cell(*(f"{form}/{what}{beside}" for beside in ("", "/floor", "/ceiling"))) for what in ("caption", *card)),
+        )
+        for form in forms
+        for card in [[f"law/{law}" for law in laws]]
     ]
     parts = {
         "tasks": table(head, rows),
@@ -205,8 +219,9 @@ def tasks() -> str:
             [tuple(loops.values())],
         ),
         "edits": table(("strength", "caption", "structure kept"), edits),
-        "long": table(("window", "one of each: film / truth", "strays: film / truth"), long),
-        "sizes": table(("size or frames", "films", "truth"), sizes),
+        "long": table(("window", "caption: film / truth", "one of each: film / truth", "strays: film / truth"), long),
+        "blends": table(("strength", "first film kept", "second film kept", "words", "one thing between"), mixed),
+        "sizes": table(("size or frames", "caption", *(law.replace("_", ", ") for law in laws)), sizes),
     }
     return filled("gallery/tasks.md", parts)
 

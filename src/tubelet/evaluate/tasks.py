@@ -10,7 +10,9 @@ baselines. Figures:
 - `velocity`: mean error of the named object's velocity in made frames against exact state, short sides a second; `/constant`
   keeps the last exact velocity, `/copy` stands still; `found`: share of the frames in which truth shows the object whole and
   the film too;
-- `kept`: worst PSNR of what was known, in decibels (100 is the same pixels).
+- `kept`: worst PSNR of what was known, in decibels (100 is the same pixels);
+- `first`, `last` of a blend: overlap of what is coloured in its first and last frames with that of the two films; `one`: share
+  of the frames between that show one thing; `/fade` is a cross-fade, in which two shine through.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from tubelet.core.errors import UserError
 from tubelet.core.types import Video
 from tubelet.evaluate.caption import follow
 from tubelet.evaluate.fidelity import psnr
+from tubelet.evaluate.laws import LAWS
 from tubelet.evaluate.reading import Reading
-from tubelet.evaluate.report import Figures, progress_bar
+from tubelet.evaluate.report import Figures, Tally, progress_bar, through_codec
 from tubelet.generate.system import Rolling, Shot, System
 from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.tasks.region import around, box
@@ -38,6 +41,10 @@ from tubelet.worlds.constants import COLORS, TEST_SEEDS
 
 MOVING = ("slide", "fall", "bounce", "parabola")
 """Kinds with one moving object."""
+LAWFUL = ("occlude", "collision")
+"""Kinds that have laws which those of one moving object have not."""
+LOOKS = ("colour", "shape", "size")
+"""Facets that every frame shows."""
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
 LONG = 10
 """Trained lengths of a long film."""
@@ -106,6 +113,12 @@ def seam(clip: np.ndarray, frame: int) -> float:
     return float(steps[frame - 1]) / mean if mean > 0.05 else 1.0
 
 
+def overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two bool arrays; 1 of two that are empty."""
+    union = int((one | other).sum())
+    return float((one & other).sum()) / union if union else 1.0
+
+
 def _seams(add: Add, clip: np.ndarray, truth: np.ndarray, other: np.ndarray, frames: Sequence[int], made: slice) -> None:
     swapped = truth.copy()
     swapped[made] = other[made]
@@ -151,7 +164,7 @@ def _kept(add: Add, clip: np.ndarray, truth: np.ndarray) -> None:
 
 
 def _text_to_image(bench: Bench, number: int, add: Add) -> np.ndarray:
-    episode, facets = bench.episode(number), ("colour", "shape", "size")
+    episode, facets = bench.episode(number), LOOKS
     film = bench.system.generate(episode.short, bench.size, 1, seed=number).video.to_uint8()[0]
     # A picture is judged as a film that stands still.
     add("caption", bench.caption(np.repeat(film, 4, 0), episode, facets))
@@ -271,12 +284,33 @@ def _edit(bench: Bench, number: int, add: Add) -> np.ndarray:
     for strength in (*STRENGTHS, 1.0):
         film = bench.system.edit(bench.video(episode.video), text, strength, seed=number).video.to_uint8()[0]
         right = follow(Reading(film, episode.fps), episode.fps, scene)
-        after = foreground(film).astype(bool)
         add(f"caption/{strength}", float(np.mean(list(right.values()))))
-        add(f"structure/{strength}", float((before & after).sum() / max(1, (before | after).sum())))
+        add(f"structure/{strength}", overlap(before, foreground(film).astype(bool)))
         if strength == STRENGTHS[-1]:
             shown = film
     return shown
+
+
+def _blend(bench: Bench, number: int, add: Add) -> np.ndarray:
+    """A film turns into another whose sentence is given."""
+    one, two = bench.episode(number), bench.episode(number + len(MOVING) + 1)
+    share = np.linspace(0, 1, bench.frames)[:, None, None, None]
+    fade = ((1 - share) * one.video + share * two.video).round().astype(np.uint8)
+    films = {"fade": fade}
+    for strength in (*STRENGTHS, 1.0):
+        film = bench.system.edit(bench.video(one.video), two.short, strength, seed=number, into=bench.video(two.video))
+        films[str(strength)] = film.video.to_uint8()[0]
+    part = max(1, bench.frames // 4)
+    for name, film in films.items():
+        colour = foreground(film).astype(bool)
+        add(f"first/{name}", overlap(colour[:part], foreground(one.video[:part]).astype(bool)))
+        add(f"last/{name}", overlap(colour[-part:], foreground(two.video[-part:]).astype(bool)))
+        add(f"caption/{name}", bench.caption(film[-part:], two, LOOKS))
+        tracks = Reading(film[part:-part], one.fps).tracks.values()
+        seen = np.sum([track.present for track in tracks], axis=0) if tracks else np.zeros(1)
+        single = np.all([track.single | ~track.present for track in tracks], axis=0) if tracks else np.zeros(1, bool)
+        add(f"one/{name}", float(((seen == 1) & single).mean()))
+    return films[str(STRENGTHS[-1])]
 
 
 def _long(bench: Bench, number: int, add: Add, rolling: Rolling | None = None) -> np.ndarray:
@@ -288,6 +322,7 @@ def _long(bench: Bench, number: int, add: Add, rolling: Rolling | None = None) -
             part = Reading(clip[window * bench.frames : (window + 1) * bench.frames], episode.fps)
             wanted = [o["color"] for o in episode.tags["scene"]["objects"]]
             tracks = [part.tracks.get(colour) for colour in wanted]
+            add(f"caption/{window}{suffix}", bench.caption(part.clip, episode, LOOKS))
             one = np.mean([0.0 if t is None else float(t.single.mean()) for t in tracks])
             add(f"one_of_each/{window}{suffix}", float(one))
             stray = sum(t.present.mean() > 0.2 for name, t in part.tracks.items() if name not in wanted)
@@ -331,6 +366,7 @@ TASKS: dict[str, Callable[[Bench, int, Add], np.ndarray]] = {
     "inpaint": _inpaint,
     "outpaint": _outpaint,
     "edit": _edit,
+    "blend": _blend,
     "storyboard": _storyboard,
     "refine": _refine,
     "long": _long,
@@ -347,7 +383,7 @@ def evaluate_tasks(
     sheet: str | Path | None = None,
     progress: bool = True,
 ) -> Figures:
-    """Figures of `n` test episodes for each of `names`, names as in this file's head; `long` is tried on a sixth of them.
+    """Figures of `n` test episodes for each of `names`, names as in this file's head; `long` is tried on a third of them.
 
     `sheet` writes the first film of each task as a png. Raises UserError on n below 1 or an unknown task.
     """
@@ -359,7 +395,7 @@ def evaluate_tasks(
     values: dict[str, list[float]] = defaultdict(list)
     rows: list[tuple[np.ndarray, str]] = []
     bench = Bench(system, seed)
-    counts = {name: max(1, n // 6) if name == "long" else n for name in names}
+    counts = {name: max(1, n // 3) if name == "long" else n for name in names}
     with progress_bar("Trying tasks", sum(counts.values()), progress) as tick, torch.inference_mode():
         for name in names:
 
@@ -380,24 +416,42 @@ def evaluate_tasks(
 
 
 def evaluate_sizes(system: System, n: int = 24, *, seed: int = 0, progress: bool = True) -> Figures:
-    """Caption following at sizes and lengths beside the trained one: `size/HxW/caption` and `length/T/caption`, `/floor` truth.
+    """Caption following and law card at sizes and lengths beside the trained one.
 
-    One frame is judged as `text_to_image` is. Raises UserError on n below 1.
+    `size/HxW/caption` and `length/T/caption` of `n` episodes with one moving object, `size/HxW/law/LAW` and `length/T/law/LAW`
+    of these and of `n` in which things meet or hide; beside each `/floor` (truth), `/ceiling` (truth through the codec), and
+    for laws `/n` and `/evaluable`. One frame is judged as `text_to_image` is, and obeys nothing. Raises UserError on n below 1.
     """
     if n < 1:
         raise UserError(f"n must be at least 1, got {n}; raise it")
     bench = Bench(system, seed)
     native = (bench.size, bench.frames)
     forms = [(f"size/{h}x{w}", (h, w), native[1]) for h, w in SIZES] + [(f"length/{t}", native[0], t) for t in LENGTHS]
-    values: dict[str, list[float]] = defaultdict(list)
-    with progress_bar("Trying sizes", n * len(forms), progress) as tick:
+    out: Figures = {}
+    works = sum(n if frames == 1 else 2 * n for _, _, frames in forms)
+    with progress_bar("Trying sizes", works, progress) as tick, torch.inference_mode():
         for name, size, frames in forms:
-            facets = ("colour", "shape", "size") if frames == 1 else ()
-            for number in range(n):
-                episode = bench.episode(number, frames=frames, size=size)
-                film = system.generate(episode.short, size, frames, seed=number).video.to_uint8()[0]
-                times = 4 if frames == 1 else 1
-                values[f"{name}/caption"].append(bench.caption(np.repeat(film, times, 0), episode, facets))
-                values[f"{name}/caption/floor"].append(bench.caption(np.repeat(episode.video, times, 0), episode, facets))
-                tick(1)
-    return {key: float(np.mean(found)) for key, found in values.items()}
+            captions: dict[str, list[float]] = defaultdict(list)
+            laws = {beside: Tally() for beside in ("", "/floor", "/ceiling")}
+            facets, times = (LOOKS, 4) if frames == 1 else ((), 1)
+            for kinds in (MOVING,) if frames == 1 else (MOVING, LAWFUL):
+                for number in range(n):
+                    episode = bench.episode(number, kinds, frames=frames, size=size)
+                    film = system.generate(episode.short, size, frames, seed=number).video.to_uint8()[0]
+                    coded = next(through_codec(system.codec, [episode.video], episode.fps))
+                    for beside, clip in (("", film), ("/floor", episode.video), ("/ceiling", coded)):
+                        if kinds is MOVING:
+                            captions[beside].append(bench.caption(np.repeat(clip, times, 0), episode, facets))
+                        if frames > 1:
+                            laws[beside].add(Reading(clip, episode.fps), episode.tags["scene"], tuple(LAWS), caption=False)
+                    tick(1)
+            out |= {f"{name}/caption{beside}": float(np.mean(found)) for beside, found in captions.items()}
+            for beside, tally in laws.items():
+                for key, value in tally.figures().items():
+                    if key.endswith("/evaluable"):
+                        out[f"{name}/{key.removesuffix('/evaluable')}{beside}/evaluable"] = value
+                    elif not key.endswith("/n"):
+                        out[f"{name}/{key}{beside}"] = value
+                    elif not beside:
+                        out[f"{name}/{key}"] = value
+    return out

@@ -11,7 +11,19 @@ import torch
 
 from tubelet.codecs import build_codec
 from tubelet.core.errors import UserError
-from tubelet.evaluate.tasks import LONG, STRENGTHS, TASKS, Bench, changes, evaluate_sizes, evaluate_tasks, motion, seam
+from tubelet.evaluate.laws import LAWS
+from tubelet.evaluate.tasks import (
+    LONG,
+    STRENGTHS,
+    TASKS,
+    Bench,
+    changes,
+    evaluate_sizes,
+    evaluate_tasks,
+    motion,
+    overlap,
+    seam,
+)
 from tubelet.generate.engine import Engine, Sampling
 from tubelet.generate.folder import Part, SystemConfig
 from tubelet.generate.system import System
@@ -53,7 +65,12 @@ def test_every_task_gives_its_figures(system: System, tmp_path: Path) -> None:
         assert figures[f"task/{name}/seam/control"] > 1.1 * figures[f"task/{name}/seam/floor"]
     for strength in STRENGTHS:
         assert 0 <= figures[f"task/edit/structure/{strength}"] <= 1
+        for end in ("first", "last", "caption", "one"):
+            assert 0 <= figures[f"task/blend/{end}/{strength}"] <= 1
+    assert figures["task/blend/first/fade"] > 0.5 < figures["task/blend/last/fade"], "it begins as one and ends as the other"
+    assert figures["task/blend/first/1.0"] < 0.5, "noise keeps nothing"
     for window in range(LONG):
+        assert figures[f"task/long/caption/{window}/floor"] > 0.5
         assert figures[f"task/long/one_of_each/{window}/floor"] > 0.5 > figures[f"task/long/one_of_each/{window}"]
 
 
@@ -97,12 +114,31 @@ def test_a_seam_is_seen_where_it_is() -> None:
 def test_sizes_and_lengths(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tubelet.evaluate.tasks.SIZES", ((64, 96),))
     monkeypatch.setattr("tubelet.evaluate.tasks.LENGTHS", (1, 5))
-    figures = evaluate_sizes(system, 2, progress=False)
-    assert set(figures) == {
-        f"{name}/caption{beside}" for name in ("size/64x96", "length/1", "length/5") for beside in ("", "/floor")
+    figures = evaluate_sizes(system, 4, progress=False)
+    names = ("size/64x96", "length/1", "length/5")
+    assert {key for key in figures if "/law/" not in key} == {
+        f"{name}/caption{beside}" for name in names for beside in ("", "/floor", "/ceiling")
     }
-    assert figures["size/64x96/caption/floor"] > 0.9
-    assert figures["length/1/caption/floor"] > 0.9
+    for name in names:
+        assert figures[f"{name}/caption/floor"] > 0.9
+    laws = {key.split("/")[3] for key in figures if "/law/" in key}
+    assert laws == {law for law in LAWS if law not in ("paint", "bites")}
+    assert not any(key.startswith("length/1/law") for key in figures), "a picture obeys nothing"
+    for law, count in (("gravity", 3), ("inertia", 1), ("steady", 4), ("momentum", 2), ("permanence", 2)):
+        name = f"size/64x96/law/{law}"
+        assert figures[f"{name}/n"] == count
+        assert figures[f"{name}/floor"] >= 0.66 or law == "permanence", "nothing comes out again within nine frames"
+        assert figures[name] == 0, "noise obeys nothing"
+        assert figures[f"{name}/ceiling"] <= figures[f"{name}/floor"]
+        assert 0 <= figures[f"{name}/floor/evaluable"] <= 1
+
+
+def test_overlap() -> None:
+    one, other = np.arange(6) < 4, np.arange(6) > 1
+    assert overlap(one, other) == pytest.approx(2 / 6)
+    assert overlap(one, one) == 1
+    assert overlap(one, ~one) == 0
+    assert overlap(one & False, one & False) == 1
 
 
 def test_what_cannot_be_tried_is_refused(system: System) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
+from tubelet.diffusion.objectives import Prediction
+from tubelet.diffusion.paths import SigmaSampling
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.nn.patch import patch_positions
 from tubelet.text.own import OwnTextConfig, OwnTextEncoder
@@ -166,6 +168,39 @@ def test_a_pack_is_trained_on_as_it_is(model: Watching) -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
     assert torch.equal(losses["loss"], TextToVideoObjective(text_drop=0.0)(model, pack(), rng())["loss"])
+
+
+EVERY_WAY: list[dict[str, Any]] = [
+    *({"prediction": kind} for kind in get_args(Prediction) if kind != "eps"),
+    {"masks": {"first": 1.0, "box": 1.0, "prefix": 1.0}, "haze": 0.3},
+    {"frames": 2},
+    {"image_share": 0.5},
+    {"sampling": SigmaSampling(shift=3.0, tokens=8), "foreground": 1.0, "text_drop": 0.5, "split": 0.0},
+]
+
+
+@pytest.mark.parametrize("how", EVERY_WAY, ids=str)
+def test_a_pack_has_the_loss_and_gradients_of_its_samples_one_by_one(model: Watching, how: dict[str, Any]) -> None:
+    def one_by_one(z, sigma, condition, positions):
+        return [
+            model.denoiser(one[None], s[None], condition[i : i + 1], places)[0]
+            for i, (one, s, places) in enumerate(zip(z, sigma, positions, strict=True))
+        ]
+
+    objective, found = TextToVideoObjective(**({"image_share": 0.0} | how)), []
+    for forward in (model.denoiser.forward_packed, one_by_one):
+        model.denoiser.forward_packed = forward
+        losses = objective(model, pack(), rng(5))
+        gradients = torch.autograd.grad(losses["loss"], list(model.parameters()), allow_unused=True)
+        found.append((losses, gradients))
+    (packed, ours), (singles, theirs) = found
+    assert packed.keys() == singles.keys()
+    for name, loss in packed.items():
+        torch.testing.assert_close(loss, singles[name], rtol=1e-5, atol=0, equal_nan=True, msg=name)
+    for (name, _), one, other in zip(model.named_parameters(), ours, theirs, strict=True):
+        assert one is not None, name
+        assert other is not None, name
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()), msg=name)
 
 
 def test_a_pack_knows_masks_sketches_and_images(model: Watching) -> None:
