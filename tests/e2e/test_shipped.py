@@ -11,6 +11,7 @@ import pytest
 import tubelet
 from tubelet.core.errors import UserError
 from tubelet.evaluate.report import make_cases
+from tubelet.evaluate.tasks import evaluate_tasks
 from tubelet.evaluate.tracker import track
 from tubelet.generate.clip import read_settings
 from tubelet.generate.folder import PIECE, SHIPPED, read_config, shipped
@@ -41,6 +42,25 @@ def test_the_sentence_decides_which_colour_fills_the_film(system: System, size: 
         found.append(max(areas, key=lambda colour: areas[colour]))
     assert np.mean([f == n for f, n in zip(found, named, strict=True)]) >= 0.75
     assert np.mean([f == named[i - 1] for i, f in enumerate(found)]) <= 0.4
+
+
+def test_one_set_of_weights_serves_the_tasks(system: System) -> None:
+    """Two episodes of each: beside what the simulated truth, doing nothing and a wrong film score."""
+    names = ("text_to_image", "image_to_video", "first_and_last", "extend_backward", "connect", "inpaint", "storyboard")
+    figures = evaluate_tasks(system, 2, names=names, progress=False)
+    for name in names:
+        own, floor, chance = (figures[f"task/{name}/caption{beside}"] for beside in ("", "/floor", "/chance"))
+        assert own >= 0.8, name
+        assert floor >= 0.9, name
+        assert own > chance or chance > 0.9, name
+    for name in ("image_to_video", "first_and_last", "extend_backward", "connect", "inpaint"):
+        assert figures[f"task/{name}/kept"] == 100, name
+    for name in ("image_to_video", "first_and_last", "extend_backward", "connect"):
+        seam, floor, control = (figures[f"task/{name}/seam{beside}"] for beside in ("", "/floor", "/control"))
+        assert seam < (floor + control) / 2, name
+    for name in ("first_and_last", "extend_backward", "connect"):
+        assert figures[f"task/{name}/found"] >= 0.9, name
+        assert figures[f"task/{name}/velocity"] < 0.6 * figures[f"task/{name}/velocity/constant"], name
 
 
 def test_a_film_is_made_again_from_its_own_file(system: System, tmp_path: Path) -> None:

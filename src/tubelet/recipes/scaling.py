@@ -16,14 +16,20 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from tubelet.core.errors import UserError
 from tubelet.core.files import read_json, whole_file, write_json
 from tubelet.core.log import note
-from tubelet.evaluate.report import evaluate_system
-from tubelet.generate.system import load
+from tubelet.evaluate.report import evaluate_system, make_cases
+from tubelet.generate.system import System, load
 from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.recipes import worlds_64
+from tubelet.recipes.lineage import encode_all
 from tubelet.recipes.worlds import PROMPTS, WorldsRecipe
+from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective
+from tubelet.worlds.constants import KINDS
 
 FIGURES = (
     "caption/colour/in",
@@ -66,7 +72,8 @@ class Scaling:
             done = folder / f"{factor}x.json"
             if not done.exists():
                 figures = evaluate_system(load(places[factor]), self.n, 1, splits=("in",))
-                write_json(done, {name: figures[name] for name in FIGURES if name in figures})
+                figures |= {"loss": self.loss(load(places[factor], dtype="float32"))}
+                write_json(done, {name: figures[name] for name in ("loss", *FIGURES) if name in figures})
             results[f"{factor}x"] = read_json(done)
         rows, texts = [], []
         for prompt in PROMPTS[:3]:
@@ -79,6 +86,29 @@ class Scaling:
             temporary.write_text(markdown(results), encoding="utf-8")
         note(markdown(results))
         return folder / "table.md"
+
+    def loss(self, system: System, rounds: int = 4) -> float:
+        """The training's loss on test clips of every kind, all cells alike, at the same levels and noises for each system."""
+        config = system.config
+        cases = make_cases(KINDS, self.n, size=config.size, frames=config.frames, fps=config.fps)
+        video = torch.from_numpy(np.stack([case.truth for case in cases]))
+        latents = encode_all(system.codec.encode, video, str(system.device))
+        batch = {
+            "latent": latents.to(system.device),
+            "foreground": torch.zeros(len(cases), *latents.shape[2:], dtype=torch.uint8, device=system.device),
+            "caption": [case.text for case in cases],
+        }
+        objective = TextToVideoObjective(
+            prediction=system.engine.prediction,
+            sampling=worlds_64.recipe().sigma,
+            text_drop=0.0,
+            split=0.0,
+            image_share=0.0,
+            foreground=1.0,
+        )
+        model, rng = TextToVideo(system.text, system.denoiser), torch.Generator(system.device).manual_seed(0)
+        with torch.no_grad():
+            return float(np.mean([float(objective(model, batch, rng)["loss"]) for _ in range(rounds)]))
 
     def recipe(self, factor: int) -> WorldsRecipe:
         """worlds-64 at `factor` / 32 of its updates."""

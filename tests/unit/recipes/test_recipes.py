@@ -194,6 +194,12 @@ def test_both_arms_of_the_size_experiment_differ_in_the_crop_alone() -> None:
 
 def test_shares_of_compute_differ_in_their_updates_alone(tmp_path: Path) -> None:
     scaling, whole = load_recipe("scaling"), load_recipe("worlds-64")
+    few, system = replace(scaling, n=4), load("worlds-64", device="cpu", dtype="float32")
+    known = few.loss(system, rounds=1)
+    assert known == few.loss(system, rounds=1)
+    for parameter in system.denoiser.parameters():
+        parameter.data.zero_()
+    assert known < 0.6 * few.loss(system, rounds=1), "what it has learned is in its loss"
     for factor in scaling.factors:
         part = scaling.recipe(factor)
         part._check()
