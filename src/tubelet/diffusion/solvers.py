@@ -199,14 +199,16 @@ def ddpm(
     path: Path,
     generator: Generators | None = None,
     callback: Callback | None = None,
-    variance: Literal["posterior", "forward"] = "posterior",
+    variance: Literal["posterior", "forward"] | Callable[[], Tensor] = "posterior",
 ) -> Tensor:
     """Ancestral sampling (Ho et al. 2020, algorithm 2, eq. 7), on any path and any subset of its levels. Order 1.
 
     `variance` is beta tilde ("posterior", right for a point of data) or beta ("forward", right for unit Gaussian data), section
-    3.2 there. The step to sigma 0 adds no noise.
+    3.2 there; or, of a network that has learned its variances, what gives its answer to the question that `denoise` was just
+    asked: where between the two each value's lies, -1 to 1 on a logarithmic scale, like z (Nichol & Dhariwal 2021, eq. 15). The
+    step to sigma 0 adds no noise.
     """
-    if variance not in ("posterior", "forward"):
+    if not callable(variance) and variance not in ("posterior", "forward"):
         raise UserError(f"variance must be posterior or forward, got {variance!r}; choose one of them")
     levels = _levels(sigmas, path)
     for step, (now, after) in enumerate(pairwise(levels), 1):
@@ -216,11 +218,12 @@ def ddpm(
         from_z = now.alpha / after.alpha * (after.noise / now.noise) ** 2
         z = from_z * z + after.alpha * (1 - remembered) * x_hat
         if after.noise > 0:
-            if variance == "posterior":
-                width = math.sqrt(_posterior_variance(now, after))
+            low, high = math.sqrt(_posterior_variance(now, after)), now.noise * math.sqrt(1 - remembered)
+            if callable(variance):
+                share = (variance().to(z) + 1) / 2  # the deviation's logarithm is half the variance's
+                z = z + (share * math.log(high) + (1 - share) * math.log(low)).exp() * _draw(z, generator)
             else:
-                width = now.noise * math.sqrt(1 - remembered)
-            z = z + width * _draw(z, generator)
+                z = z + (low if variance == "posterior" else high) * _draw(z, generator)
         if callback:
             callback(step, len(levels) - 1, x_hat)
     return z

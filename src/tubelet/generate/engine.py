@@ -22,7 +22,7 @@ from tubelet.core.types import Strides
 from tubelet.diffusion.guidance import guided
 from tubelet.diffusion.objectives import Prediction, denoiser
 from tubelet.diffusion.paths import RECTIFIED_FLOW, Path, shift_of_tokens, uniform_sigmas
-from tubelet.diffusion.solvers import SOLVERS
+from tubelet.diffusion.solvers import SOLVERS, ddpm
 from tubelet.nn.patch import patch_positions, token_grid
 from tubelet.tasks.given import Given, conditioned, kept
 from tubelet.tasks.loop import cyclic
@@ -107,6 +107,7 @@ class Engine:
     watch: Watch | None = None
     path: Path = RECTIFIED_FLOW
     levels: Levels = uniform_sigmas
+    guided_channels: int | None = None
     strides: Strides = field(init=False)
 
     def __post_init__(self) -> None:
@@ -232,6 +233,10 @@ class Engine:
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)  # (B, C, T, H, W)
         network: Any = self.denoiser.begin() if hasattr(self.denoiser, "begin") else self.denoiser  # type: ignore[operator]
+        solve = SOLVERS[sampling.solver].solve
+        if sampling.solver == "ddpm" and getattr(self.denoiser, "learned_variances", False):
+            # Under guidance the samples come first as the condition has them.
+            solve = functools.partial(ddpm, variance=lambda said=network: said.variances()[: len(requests)])
         if given is not None and given.times is not None:
             network = functools.partial(network, positions=self._places(shape, given.times).to(device))
         beside = bool(getattr(self.denoiser, "takes_given", False))
@@ -239,7 +244,8 @@ class Engine:
             given = given.to(device)
             if beside:
                 network = functools.partial(network, given=given)
-        denoise = guided(denoiser(network, self.prediction, self.path), condition, null, sampling.guidance, sampling.interval)
+        x_hat = denoiser(network, self.prediction, self.path)
+        denoise = guided(x_hat, condition, null, sampling.guidance, sampling.interval, self.guided_channels)
         tokens = math.prod(token_grid((shape[1], shape[2], shape[3]), self.patch))
         sigmas = self.levels(sampling.steps, shift_of_tokens(sampling.shift, tokens, sampling.tokens))
         if loop:
@@ -260,7 +266,7 @@ class Engine:
             if self.watch is not None:
                 self.watch(x_hat)
 
-        latents = SOLVERS[sampling.solver].solve(
+        latents = solve(
             denoise,
             noise if given is None else given.start(noise),
             sigmas,

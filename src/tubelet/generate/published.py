@@ -9,8 +9,9 @@ its solvers, guidance and seeds are those of a system's films.
     transformer/  vae/  scheduler/                    unet/  vae/  text_encoder/  tokenizer/  scheduler/
 
 or one safetensors file with the names that DiT's authors publish, beside a folder `vae`. Only JSON and safetensors are read,
-nothing is fetched, and a safety checker that lies in a folder is not run. Guidance covers all latent channels, as diffusers
-has it; the published scores of DiT guide the first three of four (`tubelet.models.dit.guided`).
+nothing is fetched, and a safety checker that lies in a folder is not run. Guidance covers all latent channels of a folder, as
+diffusers has it, and the first three of four of the authors' file, as its published scores do. The solver ddpm reads the
+variances that a network has learned.
 """
 
 from __future__ import annotations
@@ -133,11 +134,21 @@ class OnePicture(nn.Module):
         super().__init__()
         self.network, self.path = network, path
 
-    def forward(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """`z (B, C, 1, H, W)`, noise levels `sigma (B,)` to what the network predicts, `(B, C, 1, H, W)`.
+    @property
+    def learned_variances(self) -> bool:
+        """Whether the network answers variances, too."""
+        return self.network.config.learn_sigma
 
-        The variances of a network that has learned them are left out: no solver here reads them.
-        """
+    def begin(self) -> Asked:
+        """The network of one run of a solver."""
+        return Asked(self)
+
+    def forward(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """`z (B, C, 1, H, W)`, noise levels `sigma (B,)` to what the network predicts, `(B, C, 1, H, W)`."""
+        return self.answer(z, sigma, condition)[:, : z.shape[1]]
+
+    def answer(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """All that the network says: what `forward` returns and, where it has learned them, variances, `(B, 2 C, 1, H, W)`."""
         assert z.shape[2] == 1, "a picture is a film of one frame"
         if sigma.ndim != 1:
             raise UserError("this model makes pictures from words alone, nothing of them can be given; use a system")
@@ -147,7 +158,25 @@ class OnePicture(nn.Module):
             out = self.network(x, t, condition.states[:, 0, 0].long())
         else:
             out = self.network(x, t, condition)
-        return out[:, : x.shape[1], None]  # (B, C, 1, H, W)
+        return out[:, :, None]  # (B, C or 2 C, 1, H, W)
+
+
+class Asked:
+    """A `OnePicture` that keeps what it said last of variances."""
+
+    def __init__(self, network: OnePicture) -> None:
+        self.network = network
+        self.last: Tensor | None = None
+
+    def __call__(self, z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        said = self.network.answer(z, sigma, condition)
+        said, self.last = said[:, : z.shape[1]], said[:, z.shape[1] :]
+        return said
+
+    def variances(self) -> Tensor:
+        """Where each value's variance lies between its bounds, as `solvers.ddpm` reads it, `(B, C, 1, H, W)`."""
+        assert self.last is not None, "asked after an answer"
+        return self.last
 
 
 @dataclass(frozen=True)
@@ -305,7 +334,7 @@ def _from_file(path: Path, device: torch.device, dtype: torch.dtype) -> Publishe
     # Trained on this chain and respaced so (facebookresearch/DiT, diffusion/respace.py).
     chain = Chain(VPLinear(), spacing="linspace")
     network = network.to(device, dtype)
-    return _published(path, DIT, codec, network, text, chain, side * codec.strides.h, dtype)
+    return _published(path, DIT, codec, network, text, chain, side * codec.strides.h, dtype, guided=min(3, codec.channels))
 
 
 def _codec(folder: Path, device: torch.device) -> ImageKL:
@@ -322,6 +351,7 @@ def _published(
     chain: Chain,
     side: int,
     dtype: torch.dtype,
+    guided: int | None = None,
 ) -> Published:
     if isinstance(network, DiT):
         channels, cells = network.config.in_channels, network.config.patch
@@ -340,6 +370,7 @@ def _published(
         (1, cells, cells),
         path=chain.path,
         levels=chain.levels,
+        guided_channels=guided,
     )
     name = path.resolve().stem if path.is_file() else path.resolve().name
     return Published(name, kind, engine, (side, side), dtype)

@@ -182,22 +182,6 @@ class DiT(nn.Module):
         return self.text_in(said.to(self.text_in.weight.dtype))
 
 
-def guided(model: DiT, x: Tensor, t: Tensor, label: Tensor, scale: float, channels: int = 3) -> Tensor:
-    """`model(x, t, label)` under classifier-free guidance, in one doubled batch.
-
-    The released sampler guides the first 3 of 4 latent channels, and its published scores were made so; all 4 with a scale
-    of 1 + 0.75 w come close to 3 with 1 + w (appendix A). Of those channels it returns null + scale * (class - null), of all
-    others, the variance included, what the class alone says. Raises UserError when there are not that many channels.
-    """
-    if not 1 <= channels <= model.config.in_channels:
-        raise UserError(f"guidance takes 1 to {model.config.in_channels} channels, got {channels}; 3 is the published choice")
-    null = torch.full_like(label, model.config.classes)
-    both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([label, null]))  # (2B, 2C, H, W)
-    seen, unseen = both.chunk(2)  # (B, 2C, H, W) each
-    led = unseen[:, :channels] + scale * (seen[:, :channels] - unseen[:, :channels])
-    return torch.cat([led, seen[:, channels:]], dim=1)
-
-
 # What the published weights call our modules; applied in this order to a parameter's name.
 PUBLISHED_NAMES = (
     ("patch_in.", "x_embedder.proj."),

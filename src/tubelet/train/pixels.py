@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet.diffusion.hybrid import hybrid_loss, interpolated_log_variance, vlb_terms
-from tubelet.diffusion.paths import VariancePreserving, VPLinear
+from tubelet.diffusion.hybrid import hybrid_loss, vlb_terms
+from tubelet.diffusion.paths import VariancePreserving, VPLinear, spaced_sigmas
+from tubelet.diffusion.solvers import ddpm
 from tubelet.models.unet import UNet
 from tubelet.train.classify import as_pixels
 
@@ -82,19 +83,16 @@ class ShortChain:
     @torch.no_grad()
     def draw(self, ask: Answers, z: Tensor, rng: torch.Generator) -> Tensor:
         """Pictures in [-1, 1] out of noise `z (B, C, H, W)` by ancestral sampling (Ho et al. 2020, algorithm 2)."""
-        path, steps = self.path, self.steps.tolist()
-        for i in reversed(range(self.count)):
-            t = torch.full((len(z),), i, device=z.device)
-            now = float(path.alphas_cumprod[i])
-            before = float(path.alphas_cumprod[i - 1]) if i else 1.0
-            noise, v = ask(z, torch.full_like(t, steps[i]))
-            x = _cut(noise, z, now)
-            of_x, of_z = math.sqrt(before) * (1 - now / before) / (1 - now), math.sqrt(now / before) * (1 - before) / (1 - now)
-            z = of_x * x + of_z * z  # equation 7 there
-            if i:
-                deviation = (interpolated_log_variance(v, t, path) / 2).exp()
-                z = z + deviation * torch.randn(z.shape, generator=rng, device=rng.device).to(z)
-        return z
+        said = z
+
+        def denoise(z: Tensor, sigma: Tensor) -> Tensor:
+            nonlocal said
+            step = int(self.whole.told_step(sigma))
+            noise, said = ask(z, torch.full((len(z),), step, device=z.device))
+            return _cut(noise, z, float(self.whole.alphas_cumprod[step]))
+
+        levels = spaced_sigmas(self.whole, self.count, "linspace")
+        return ddpm(denoise, z, levels, path=self.whole, generator=rng, variance=lambda: said)
 
     @torch.no_grad()
     def bound(self, ask: Answers, x: Tensor, rng: torch.Generator) -> Tensor:

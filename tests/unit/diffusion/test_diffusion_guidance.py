@@ -86,6 +86,17 @@ def test_guiding_x_is_guiding_the_velocity():
     torch.testing.assert_close(x_hat, convert(u_null + scale * (u_cond - u_null), z, sigma, "velocity", "x"))
 
 
+@pytest.mark.parametrize("channels", [1, None])
+def test_some_channels_alone_are_guided(channels):
+    spy = Spy()
+    z, sigma = state(), torch.tensor(0.5)
+    seen, unseen = (guided(spy, condition(value), condition(0.5), 1.0)(z, sigma) for value in (2.0, 0.5))
+    led = guided(spy, condition(2.0), condition(0.5), 3.0, channels=channels)(z, sigma)
+    torch.testing.assert_close(led[:, :channels], (unseen + 3 * (seen - unseen))[:, :channels])
+    if channels is not None:
+        torch.testing.assert_close(led[:, channels:], seen[:, channels:])
+
+
 def test_a_solver_drives_a_guided_denoiser():
     spy = Spy()
     denoise = guided(spy, condition(0.1), condition(0.0), 2.0, interval=(0.3, 0.8))

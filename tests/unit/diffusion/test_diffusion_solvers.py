@@ -269,3 +269,44 @@ def test_bad_options_are_refused():
         ddpm(nonlinear, start(), uniform_sigmas(2), path=RECTIFIED_FLOW, variance="learned")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="generators"):
         ddpm(nonlinear, start(), uniform_sigmas(2), path=RECTIFIED_FLOW, generator=[torch.Generator()])
+
+
+@pytest.mark.parametrize("path", [VPLinear(), RECTIFIED_FLOW])
+def test_learned_variances_lie_between_the_two(path):
+    z, sigmas = start(), uniform_sigmas(9)[1:]
+    sigmas, asked = torch.cat([sigmas[:5], sigmas[-1:]]), 0
+
+    def drawn(variance):
+        return ddpm(nonlinear, z, sigmas, path=path, generator=torch.Generator().manual_seed(3), variance=variance)
+
+    def between(value):
+        def variance():
+            nonlocal asked
+            asked += 1
+            return torch.full_like(z, value)
+
+        return variance
+
+    torch.testing.assert_close(drawn(between(-1.0)), drawn("posterior"))
+    torch.testing.assert_close(drawn(between(1.0)), drawn("forward"))
+    assert asked == 2 * (len(sigmas) - 2), "the step to sigma 0 draws nothing"
+
+    one = sigmas[:2]
+    low, middle, high = (
+        first - second
+        for first, second in (
+            [
+                ddpm(nonlinear, z, one, path=path, generator=torch.Generator().manual_seed(seed), variance=between(value))
+                for seed in range(2)
+            ]
+            for value in (-1.0, 0.0, 1.0)
+        )
+    )
+    torch.testing.assert_close(middle**2, low * high)  # the logarithm is interpolated
+
+    half = torch.where(torch.arange(z.numel()).view(z.shape) % 2 == 0, -1.0, 1.0)
+    small, mixed, large = (
+        ddpm(nonlinear, z, one, path=path, generator=torch.Generator().manual_seed(0), variance=variance)
+        for variance in ("posterior", lambda: half, "forward")
+    )
+    torch.testing.assert_close(mixed, torch.where(half < 0, small, large))

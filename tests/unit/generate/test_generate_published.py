@@ -409,6 +409,28 @@ def published_file(sorter: Published, dit: Pair, tmp_path: Path, monkeypatch: py
     return tmp_path / "DiT-tiny-2.safetensors"
 
 
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@torch.no_grad()
+def test_the_authors_file_is_sampled_as_they_do_it(published_file: Path, guidance: float) -> None:
+    """Ancestral steps with the network's own variances, three channels guided: their sampler around diffusers' step."""
+    from diffusers import DDPMScheduler
+
+    model = load_published(published_file, device="cpu", dtype="float32")
+    steps, rng = 6, torch.Generator().manual_seed(3)
+    scheduler = DDPMScheduler(variance_type="learned_range", clip_sample=False)
+    visited = model.engine.path.step_of_sigma(model.engine.levels(steps, 1.0)[:-1]).round().int().tolist()  # type: ignore[attr-defined]
+    scheduler.set_timesteps(timesteps=visited)
+    network, z = model.engine.denoiser.get_submodule("network"), torch.randn(1, 4, 8, 8, generator=rng)
+    for t in visited:
+        out = network(torch.cat([z, z]), torch.tensor([t, t]), torch.tensor([7, 1000]))  # (2, 8, 8, 8)
+        seen, unseen = out[:1], out[1:]
+        led = unseen[:, :3] + guidance * (seen[:, :3] - unseen[:, :3])
+        z = scheduler.step(torch.cat([led, seen[:, 3:]], 1), t, z, generator=rng).prev_sample
+    mine = model.generate("7", seed=3, steps=steps, guidance=guidance, solver="ddpm").video.pixels[:, :, 0]
+    theirs = model.engine.decode(z[:, :, None])[:, :, 0]
+    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
+
+
 def test_one_file_of_the_authors_is_the_same_network(published_file: Path, sorter: Published) -> None:
     model = load_published(published_file, device="cpu", dtype="float32")
     x, t, label = torch.randn(2, 4, 8, 8), torch.tensor([999.0, 3.0]), torch.tensor([7, 1000])
@@ -419,6 +441,7 @@ def test_one_file_of_the_authors_is_the_same_network(published_file: Path, sorte
     assert (visited[:3], visited[-3:], len(visited)) == ([999, 995, 991], [8, 4, 0], 250)
     clip = model.generate("7", steps=2)
     assert clip.settings["model"] == "DiT-tiny-2"
+    assert (model.engine.guided_channels, sorter.engine.guided_channels) == (3, None)
     with pytest.raises(UserError, match="does not name its classes"):
         model.generate("cock")
 

@@ -20,7 +20,6 @@ from tubelet.models.dit import (
     DiT,
     DiTConfig,
     example,
-    guided,
     load_published,
     stated,
     tiny,
@@ -367,24 +366,6 @@ def test_half_precision_is_close(model: DiT) -> None:
     for out in (autocast, copy.deepcopy(model).bfloat16()(*inputs())):
         assert out.dtype == base.dtype
         assert (out - base).square().mean() < 2e-3 * base.square().mean()
-
-
-# Guidance
-
-
-@torch.no_grad()
-def test_guidance_leads_the_first_channels_only(model: DiT) -> None:
-    x, t, label = inputs()
-    seen, unseen = model(x, t, label), model(x, t, torch.full_like(label, 10))
-    for channels in (3, 4):
-        out = guided(model, x, t, label, 1.5, channels)
-        led = unseen + 1.5 * (seen - unseen)
-        torch.testing.assert_close(out[:, :channels], led[:, :channels], atol=1e-5, rtol=0)
-        torch.testing.assert_close(out[:, channels:], seen[:, channels:], atol=1e-5, rtol=0)
-    assert torch.equal(guided(model, x, t, label, 1.5), guided(model, x, t, label, 1.5, 3))
-    assert (out - seen)[0, 3].abs().max() > 1e-5, "four channels lead the fourth"
-    with pytest.raises(UserError, match="1 to 4 channels, got 5"):
-        guided(model, x, t, label, 1.5, 5)
 
 
 def test_labels_are_dropped_at_their_rate_and_by_their_generator() -> None:
