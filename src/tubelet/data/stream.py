@@ -237,6 +237,29 @@ class TensorSource:
         self.cursor.restore(state)
 
 
+class Turns:
+    """Several sources, a batch of each in turn: what differs in shape cannot share a batch."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        if not sources:
+            raise UserError("there is no source to draw from; give at least one")
+        self.sources, self.position = list(sources), 0
+
+    def draw(self, count: int) -> Batch:
+        self.position += 1
+        return self.sources[(self.position - 1) % len(self.sources)].draw(count)
+
+    def state(self) -> State:
+        return {"position": self.position, "sources": [source.state() for source in self.sources]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Raises UserError when the state belongs to other sources."""
+        check_same({"sources": len(state["sources"])}, {"sources": len(self.sources)})
+        for source, own in zip(self.sources, state["sources"], strict=True):
+            source.restore(own)
+        self.position = int(state["position"])
+
+
 class Stream:
     """Batches of whole records of equal shape. A skipped record is replaced by the next readable one of the data set."""
 

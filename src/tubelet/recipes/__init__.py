@@ -41,6 +41,7 @@ RECIPES: dict[str, str] = {
     "walt-long": "tubelet.recipes.walt_long",
     "worlds-64": "tubelet.recipes.worlds_64",
     "worlds-64-all": "tubelet.recipes.worlds_64_all",
+    "worlds-64-decoder": "tubelet.recipes.worlds_64_decoder",
     "worlds-64-gpu": "tubelet.recipes.worlds_64_gpu",
     "worlds-64-large": "tubelet.recipes.worlds_64_large",
     "worlds-64-sizes": "tubelet.recipes.worlds_64_sizes",
