@@ -20,6 +20,7 @@ from tubelet.data.stream import (
     PackStream,
     Stream,
     TensorSource,
+    Turns,
     mix,
     permutation,
     uniform,
@@ -385,3 +386,23 @@ def test_packs_resume_where_they_stopped_and_ranks_share_them() -> None:
         packs(budget=90).restore(state)
     with pytest.raises(UserError, match="cannot hold a sample of 48"):
         packs(budget=40)
+
+
+def test_sources_are_drawn_from_in_turn_and_resumed() -> None:
+    def turns() -> Turns:
+        return Turns([TensorSource({"x": torch.arange(n)[:, None].expand(n, n)}, seed=n) for n in (3, 5, 7)])
+
+    source = turns()
+    drawn = [source.draw(2)["x"] for _ in range(7)]
+    assert [batch.shape[1] for batch in drawn] == [3, 5, 7, 3, 5, 7, 3]
+    again = turns()
+    for batch in drawn[:4]:
+        assert torch.equal(again.draw(2)["x"], batch)
+    resumed = turns()
+    resumed.restore(json.loads(json.dumps(again.state())))
+    for batch in drawn[4:]:
+        assert torch.equal(resumed.draw(2)["x"], batch)
+    with pytest.raises(UserError, match="data position was taken with sources 3, now it is 2"):
+        Turns(source.sources[:2]).restore(source.state())
+    with pytest.raises(UserError, match="no source to draw from"):
+        Turns([])
