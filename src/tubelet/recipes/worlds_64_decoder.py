@@ -54,7 +54,7 @@ class Decoder:
     """Share of persist2d; the rest is phys2d."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=4000,
+            steps=2500,
             batch=8,
             warmup=50,
             optimizer=OptimizerConfig(learning_rate=1.5e-3, learning_rate_adamw=1.5e-3),
