@@ -6,8 +6,10 @@ Cost: 56 minutes on one core beside two other trainings, after worlds-64-tasks.
 Score: captions followed by what was trained on own sizes / on squares: 64 x 64 .89 / .84, 64 x 112 .43 / .14, 112 x 64 .56 /
 .00; docs/lineage.md. A run leaves table.json, table.md and a sheet for each of the two in its folder.
 
-Both go on from one system that knows square films only, on the same episodes, captions, steps and tokens a step;
-one sees each episode whole, the other the square in its middle. Both are then asked for every aspect, trained or not.
+Both go on from one system that knows square films only, on the same episodes, captions, steps and greatest number of tokens a
+step: 32 squares, or 18 wide or tall clips, so that the squares' step sees more clips. One sees each episode whole, the other
+the square in its middle. Both are then asked for every aspect, trained or not. The figures above are of a codec that had not
+gone through worlds-64-decoder: at 112 x 64 and 96 x 96 it drew a red line along the floor, which the judges hold against both.
 """
 
 from __future__ import annotations
