@@ -97,6 +97,7 @@ def test_evaluate_prints_one_flat_object(tubelet, refused, tiny: Path, tmp_path:
         ("--tasks", ("--samples", 2)),
         ("--tasks", ("--expand",)),
         ("--sizes", ("--samples", 2)),
+        ("--splits", ("--sheet", "a.png")),
         ("--sizes", ("--expand",)),
         ("--sizes", ("--sheet", "a.png")),
     ],

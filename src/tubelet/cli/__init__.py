@@ -59,6 +59,8 @@ class Evaluate:
     """Evaluate every task instead: pictures that move, extension, connection, loops, inpainting, edits, long films."""
     sizes: Annotated[bool, arg(help_behavior_hint="")] = False
     """Evaluate sizes and lengths beside the trained one instead."""
+    splits: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Evaluate what training never shows instead: compositions, speeds and radii between and outside those of the training."""
     sheet: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write a contact sheet of the first films (.png)."""
     json: Annotated[bool, arg(help_behavior_hint="")] = False
@@ -70,8 +72,8 @@ class Evaluate:
             raise UserError(f"--n and --samples must be at least 1, got {n} and {samples}; raise them")
         if self.sheet is not None:
             check_output(self.sheet, PICTURES)
-        if self.human + self.tasks + self.sizes > 1:
-            raise UserError("--human, --tasks and --sizes are evaluations of their own; ask for one")
+        if self.human + self.tasks + self.sizes + self.splits > 1:
+            raise UserError("--human, --tasks, --sizes and --splits are evaluations of their own; ask for one")
         self._refuse_unused()
         from tubelet.evaluate.report import evaluate_human, evaluate_system, table
         from tubelet.generate.system import load
@@ -83,6 +85,10 @@ class Evaluate:
             from tubelet.evaluate.tasks import evaluate_sizes, evaluate_tasks
 
             figures = evaluate_sizes(system, n) if self.sizes else evaluate_tasks(system, n, sheet=self.sheet)
+        elif self.splits:
+            from tubelet.evaluate.splits import evaluate_splits
+
+            figures = evaluate_splits(system, n)
         elif self.human:
             figures = evaluate_human(system, samples=samples, sheet=self.sheet, **native)
         else:
@@ -100,6 +106,7 @@ class Evaluate:
             "--human": ("--n",) if self.human else (),
             "--tasks": ("--samples", "--expand") if self.tasks else (),
             "--sizes": ("--samples", "--expand", "--sheet") if self.sizes else (),
+            "--splits": ("--samples", "--expand", "--sheet") if self.splits else (),
         }
         for evaluation, names in unused.items():
             for name in names:

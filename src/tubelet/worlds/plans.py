@@ -491,6 +491,12 @@ def passages(plan: Plan, horizon: float) -> list[Event]:
     return events
 
 
+def kinds_of(split: str) -> tuple[str, ...]:
+    """Kinds of events that a split has."""
+    few = {"held_out_size": HELD_OUT_SIZE_KINDS, "hole": HOLE_KINDS, "shell": SHELL_KINDS, "compose": COMPOSED_KINDS}
+    return few.get(split, PHYS2D_KINDS)
+
+
 def make_plan(
     seed: int, height: int, width: int, frames: int, fps: float, kind: str | None, split: str, wish: Mapping[str, Any] | None
 ) -> Plan:
@@ -499,9 +505,7 @@ def make_plan(
     wanted: str | None = kind or wish.get("kind")
     short = min(height, width)
     choice = stream(seed, WORLD_SALT).randint(2**31 - 1)
-    allowed = {"held_out_size": HELD_OUT_SIZE_KINDS, "hole": HOLE_KINDS, "shell": SHELL_KINDS, "compose": COMPOSED_KINDS}.get(
-        split, PHYS2D_KINDS
-    )
+    allowed = kinds_of(split)
     kind = wanted or allowed[choice % len(allowed)]
     if kind not in allowed and not (wish and kind in COMPOSED_KINDS):
         raise UserError(f"the split {split!r} has no kind {kind!r}; choose one of {', '.join(allowed)}.")
