@@ -3,7 +3,8 @@
 Paper: the Sora report (2024), "Sampling flexibility": one model trained on clips of their own sizes.
 Command: tubelet train worlds-64-sizes
 Cost: 100 minutes on two cores with fast bf16, much other work beside it, after worlds-64-tasks: encoding 10, films 90.
-Score: docs/log.md, 2026-11-25, says what it gained and what it lost; worlds-64-all, the next part, takes that back.
+Score: all facets followed at 64 x 64 .92 (.92 before), 64 x 112 .90 (.05), 112 x 64 .67 (.00), 96 x 96 .78 (.00), twelve films
+of one thing each; with several things the native size lost (docs/log.md, 2026-11-25), which worlds-64-all takes back.
 
 One object on its own is learned by then, several are not: tables, collisions and paintings make up two thirds of the clips.
 Half of the clips are square and small; a step sees clips of one size.
