@@ -39,6 +39,8 @@ from tubelet.serve.tables import NUMBERS, SCHEMA, STEPS, make_tables
 
 PATIENCE = 10.0
 """Seconds to wait for another writer."""
+HELD = 8
+"""Connections that stay open; more are opened for a while when all are busy."""
 
 _SQLITE_CODES = {
     sqlite3.SQLITE_FULL,
@@ -72,6 +74,7 @@ class Database:
         database = cls(_engine(url))
         try:
             database._migrate()
+            database._connect()
         except DBAPIError as error:
             database.close()
             raise UserError(
@@ -81,6 +84,13 @@ class Database:
             database.close()
             raise
         return database
+
+    def _connect(self) -> None:
+        """Open the connections that are held, so that memory and files do not grow with the first hours."""
+        if self._engine.dialect.name == "sqlite":
+            with contextlib.ExitStack() as stack:
+                for _ in range(HELD):
+                    stack.enter_context(self._engine.connect())
 
     @property
     def place(self) -> str:
@@ -214,7 +224,7 @@ def _engine(url: str) -> Engine:
         if address.drivername in ("postgresql", "postgres"):
             address = address.set(drivername="postgresql+psycopg")
         if address.drivername == "postgresql+psycopg":
-            engine = create_engine(address, pool_size=8, max_overflow=32, pool_pre_ping=True)
+            engine = create_engine(address, pool_size=HELD, max_overflow=32, pool_pre_ping=True)
             event.listen(engine, "connect", _prepare_postgres)
             return engine
     except (ArgumentError, NoSuchModuleError) as error:
@@ -233,7 +243,7 @@ def _engine(url: str) -> Engine:
                 path.touch(mode=0o600)  # prompts and hashed keys are nobody else's business
         except OSError as error:
             raise UserError(f"cannot make {path}: {error.strerror or error}; choose another folder or make room") from error
-    engine = create_engine(address, pool_size=8, max_overflow=32, connect_args={"timeout": PATIENCE})
+    engine = create_engine(address, pool_size=HELD, max_overflow=32, connect_args={"timeout": PATIENCE})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -253,6 +263,8 @@ def _prepare_sqlite(raw: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
             time.sleep(0.01)
     raw.execute("PRAGMA synchronous = FULL")
     raw.execute("PRAGMA secure_delete = ON")
+    # Pages of every connection are copies of what the system caches of the file: by default up to 2 MiB each, for ever.
+    raw.execute("PRAGMA cache_size = -256")
 
 
 def _begin_sqlite(connection: Connection) -> None:
