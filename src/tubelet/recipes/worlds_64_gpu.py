@@ -1,4 +1,4 @@
-"""worlds-64-gpu: the last part of the shipped system's training, on an accelerator. As worlds-64-all, with more films.
+"""worlds-64-gpu: the fifth part of the shipped system's training, on an accelerator. As worlds-64-all, with more films.
 
 Paper: the Sora report (2024), "Scaling transformers for video generation": the same network, more compute.
 Command: tubelet train worlds-64-gpu
