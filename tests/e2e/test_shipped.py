@@ -10,7 +10,8 @@ import pytest
 
 import tubelet
 from tubelet.core.errors import UserError
-from tubelet.evaluate.report import make_cases
+from tubelet.evaluate.fidelity import psnr
+from tubelet.evaluate.report import make_cases, through_codec
 from tubelet.evaluate.tasks import evaluate_tasks
 from tubelet.evaluate.tracker import track
 from tubelet.generate.clip import read_settings
@@ -42,6 +43,14 @@ def test_the_sentence_decides_which_colour_fills_the_film(system: System, size: 
         found.append(max(areas, key=lambda colour: areas[colour]))
     assert np.mean([f == n for f, n in zip(found, named, strict=True)]) >= 0.75
     assert np.mean([f == named[i - 1] for i, f in enumerate(found)]) <= 0.4
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96), (96, 96), (112, 64), (128, 128)])
+def test_the_codec_renders_every_size(system: System, size: tuple[int, int]) -> None:
+    """Also where the floor begins at another row of a latent cell, and at two sizes that no training had."""
+    cases = make_cases(("slide", "fall", "collision", "occlude"), 4, size=size, frames=5, fps=2.0)
+    made = through_codec(system.codec, [case.truth for case in cases], 2.0)
+    assert np.mean([psnr(case.truth, clip) for case, clip in zip(cases, made, strict=True)]) >= 41
 
 
 def test_one_set_of_weights_serves_the_tasks(system: System) -> None:
