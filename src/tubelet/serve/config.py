@@ -163,8 +163,18 @@ class ServeConfig:
     """Bytes of a whole request."""
     media_limit: int = 100 * 2**20
     """Bytes of one picture or clip."""
+    connections: int = 2000
+    """Open connections; who comes then is told to come again. Fewer where the system does not allow so many open files."""
+    head_patience: float = 20.0
+    """Seconds that a new connection may be silent, and that the head of a request may take from its first byte on."""
+    request_patience: float = 60.0
+    """Seconds that the body of a request may take, and one more for every `slowest` bytes of it that have come."""
+    slowest: int = 16 * 2**10
+    """Bytes a second of the slowest line on which a long upload comes through."""
     body_patience: float = 30.0
     """Seconds without a byte after which an upload is given up."""
+    unread_patience: float = 600.0
+    """Seconds without anything being read of an answer after which its connection is closed."""
     poll: float = 0.25
     """Seconds between two looks at the event log while somebody listens."""
     studio: Path = field(default=Path(__file__).parent / "studio")

@@ -28,6 +28,8 @@ METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 LOG = logging.getLogger("tubelet.serve")
 ANSWER_HEADERS = "tubelet.headers"
 """Key of the request's scope under which others leave headers for the answer."""
+LATE = "tubelet.late"
+"""Key of the request's scope under which the connection leaves its answer to a body that came too slowly."""
 API_POLICY = "default-src 'none'; sandbox; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 STUDIO_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
@@ -166,7 +168,10 @@ class Guard:
             else:
                 await self.app(scope, receive, sending)
         except ClientDisconnect:
-            status = status or GONE
+            late = scope.get(LATE)
+            if late is not None:
+                self.metrics.rejected.add(late.code)
+            status = status or (GONE if late is None else late.status)
         except Exception as error:  # noqa: BLE001  the last resort: a client always gets the error object
             said = of(error)
             self.metrics.rejected.add(said.code)

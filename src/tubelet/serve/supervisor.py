@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -29,6 +30,11 @@ from tubelet.serve.jobs import Jobs
 from tubelet.serve.journals import tidy
 from tubelet.serve.records import StorageFull
 from tubelet.serve.store import Store
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from tubelet.serve.service import Service
 
 LOG = logging.getLogger("tubelet.serve")
 Command = Callable[[str], Sequence[str]]
@@ -239,10 +245,14 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, app: object, supervisor: Supervisor, started: Callable[[], None]) -> None:
+    def __init__(self, app: FastAPI, supervisor: Supervisor, started: Callable[[], None]) -> None:
+        from tubelet.serve.connections import protocol
+
+        service: Service = app.state.service
         super().__init__(
             uvicorn.Config(
-                app,  # type: ignore[arg-type]
+                app,
+                http=protocol(service.config, service.metrics),
                 log_config=None,
                 access_log=False,
                 lifespan="on",
@@ -252,7 +262,7 @@ class _Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(LINGER),
             )
         )
-        self._app, self._supervisor, self._started = app, supervisor, started
+        self._service, self._supervisor, self._started = service, supervisor, started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -264,7 +274,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.state.service.drain()  # type: ignore[attr-defined]  before the wait: event streams would hold it up
+        self._service.drain()  # before the wait: event streams would hold it up
         await super().shutdown(sockets)
 
     def end(self) -> None:

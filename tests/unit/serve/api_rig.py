@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from tubelet.serve.app import create_app
 from tubelet.serve.config import ServeConfig, SystemFacts
+from tubelet.serve.connections import protocol
 from tubelet.serve.jobs import Jobs
 from tubelet.serve.records import Asset, Claim
 from tubelet.serve.store import Store
@@ -173,7 +174,9 @@ def listening(app: FastAPI) -> Iterator[str]:
 
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
+    room = app.state.service
+    http = protocol(room.config, room.metrics)
+    server = uvicorn.Server(uvicorn.Config(app, http=http, log_config=None, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     until(lambda: server.started, bool, 60)
