@@ -74,6 +74,10 @@ TRAINED = {
         "manipulations.png": "variations, mixtures and steps towards other words",
     },
     "unet-or-dit": {"sheet.png": "pictures for the same prompts"},
+    "vdt-tasks": {"sheet.png": "a film of each task: what is known, and what is made of it"},
+    "walt-long": {"sheet.png": "one film, continued by each row"},
+    "autoencoders": {"sheet.png": "one film through each codec"},
+    "language-tasks": {"sheet.png": "one film of each task"},
     "vdt-conditioning": {"sheet.png": "one beginning, and what each makes of it"},
     "walt-ablations": {"sheet.png": "one prompt, drawn by each row"},
     "tokenizers": {"curve.png": "what is kept as the vocabulary grows", "sheet.png": "one clip through each tokenizer"},
@@ -88,14 +92,16 @@ PAGES = {"codec-table": "codecs.md"}
 
 
 def lineage(runs: Path = Path("runs")) -> None:
-    """trained/NAME-PICTURE.png and the tables of docs/lineage.md, for those recipes of `TRAINED` that have been run."""
+    """trained/NAME-PICTURE.png, trained/NAME.json and the tables of docs/lineage.md, for those recipes of `TRAINED` that have
+    been run."""
     for name, pictures in TRAINED.items():
         if not (runs / name / "table.md").exists():
             continue
         parts = [(runs / name / "table.md").read_text(encoding="utf-8")]
+        (HERE / "trained").mkdir(exist_ok=True)
+        shutil.copyfile(runs / name / "table.json", HERE / "trained" / f"{name}.json")
         for picture, said in pictures.items():
             copy = HERE / "trained" / f"{name}-{picture.replace('/', '-')}"
-            copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(runs / name / picture, copy)
             parts.append(f"![{said}](gallery/trained/{copy.name})\n")
         _between(name, "\n".join(parts), HERE.parent / PAGES.get(name, "lineage.md"))
@@ -132,15 +138,21 @@ MEASURED: dict[str, tuple[tuple[str, ...], str]] = {
 """Column -> the figure's names in a run's table, the first that is there, and how it is written."""
 
 
-def systems(runs: Path = Path("runs")) -> None:
-    """The one table of all systems that make something, in docs/lineage.md, of the recipes of `SYSTEMS` that have been run."""
+def systems() -> None:
+    """The one table of all systems that make something, in docs/lineage.md, of the recipes of `SYSTEMS` that have been run; a
+    row of an earlier run, whose figures are not in trained/, stays as it stands there."""
+    page = HERE.parent / "lineage.md"
+    before = page.read_text(encoding="utf-8").split("<!-- systems -->\n")[1].split("<!-- end of systems -->")[0].splitlines()
     lines = ["| | " + " | ".join(MEASURED) + " |", "|---" * (len(MEASURED) + 1) + "|"]
     for name, (recipe, row) in SYSTEMS.items():
-        if (runs / recipe / "table.json").exists():
-            figures = read_json(runs / recipe / "table.json")[row]
+        kept = HERE / "trained" / f"{recipe}.json"
+        if kept.exists():
+            figures = read_json(kept)[row]
             cells = [_written(figures, names, how) for names, how in MEASURED.values()]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    _between("systems", "\n".join(lines) + "\n", HERE.parent / "lineage.md")
+        else:
+            lines += [line for line in before if line.startswith(f"| {name} |")]
+    _between("systems", "\n".join(lines) + "\n", page)
 
 
 def _written(figures: Mapping[str, float], names: Sequence[str], how: str) -> str:
