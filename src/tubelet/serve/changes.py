@@ -8,7 +8,7 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from tubelet.serve.records import Claim, Job
-from tubelet.serve.rows import find_job, kind_of, new_id, next_sequence, text_of
+from tubelet.serve.rows import add, find_job, kind_of, new_id, next_sequence, text_of
 from tubelet.serve.tables import DOCUMENTS, EVENTS, JOBS
 
 CANCELLED = {"code": "cancelled", "message": "The job was cancelled."}
@@ -37,6 +37,8 @@ def take_back(db: Connection, now: float, attempts: int) -> int:
             end_job(db, row.id, "failed", now, error=text_of({"code": "worker_crashed", "message": message}), crashes=crashes)
         else:
             requeue(db, row.id, row.cancelled, now, crashes=crashes)
+    if rows:
+        add(db, {"leases_lost": len(rows)})
     return len(rows)
 
 

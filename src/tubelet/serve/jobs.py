@@ -4,8 +4,9 @@ A job that `create` returned is on the disk. A worker claims a job for the time 
 heartbeats; a lease that runs out puts the job back in its old place. The number of the claim is a fencing token: each write of
 a worker names job, worker and attempt, and a worker that was taken for dead can change nothing.
 
-On PostgreSQL rows are locked in one order: jobs, then workers, then the counter of events. The counter stays locked until the
-transaction ends, so sequences become visible in the order of their numbers and no reader of events misses one.
+On PostgreSQL rows are locked in one order: jobs, then workers, then the counter of events, then the totals. The counter of
+events stays locked until the transaction ends, so sequences become visible in the order of their numbers and no reader of
+events misses one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
@@ -24,8 +25,8 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 
 from tubelet.serve.changes import CANCELLED, change_job, end_job, held_row, ran_out, record, requeue, take_back, tell
 from tubelet.serve.database import Database
-from tubelet.serve.records import KEYS, Asset, Claim, Job, KeyConflict, Page, QueueFull, Signal
-from tubelet.serve.rows import SELECT, created_at, find_job, job_of, lock_events, new_id, next_sequence, positions, text_of
+from tubelet.serve.records import KEYS, TOTALS, Asset, Claim, Job, KeyConflict, Page, QueueFull, Signal, Total
+from tubelet.serve.rows import SELECT, add, created_at, find_job, job_of, lock_events, new_id, next_sequence, positions, text_of
 from tubelet.serve.tables import DOCUMENTS, EVENTS, JOBS, NUMBERS, WORKERS
 
 KEPT = 86400.0
@@ -79,6 +80,8 @@ class Jobs:
         window: float = 86400.0,
         dedupe: float = 0.0,
         underway: float = 0.0,
+        request_id: str | None = None,
+        traceparent: str | None = None,
     ) -> tuple[Job, bool]:
         """Put a job at the end of the queue: (job, True), on the disk when this returns.
 
@@ -100,6 +103,7 @@ class Jobs:
             id = new_id(kind, now)
             values = {"id": id, "kind": kind, "owner": owner, "state": "queued", "request": words, "created_at": now}
             values |= {"place": next_sequence(db), "parent": parent, "key": key, "fingerprint": fingerprint}
+            values |= {"request_id": request_id, "traceparent": traceparent}
             db.execute(insert(JOBS).values(values))
             return tell(db, id, "queued", now), True
 
@@ -210,6 +214,24 @@ class Jobs:
             oldest = db.scalar(select(func.min(JOBS.c.created_at)).where(JOBS.c.state == "queued", whose))
         return counts | {"oldest_queued_age": 0 if oldest is None else max(0, int(self._clock() - oldest))}
 
+    def totals(self) -> dict[Total, int]:
+        """What was counted since there is this store, by all processes."""
+        with self._database.read() as db:
+            rows = db.execute(select(NUMBERS.c.name, NUMBERS.c.value).where(NUMBERS.c.name.in_(TOTALS))).all()
+        found = {row.name: row.value for row in rows}
+        return {name: found[name] for name in TOTALS}
+
+    def count(self, counted: Mapping[Total, int]) -> None:
+        """Add to the totals."""
+        with self._database.write() as db:
+            add(db, counted)
+
+    def probe(self) -> None:
+        """Write something of no meaning, to see that the database takes what is written: one that can only be read raises
+        `StorageFull`."""
+        with self._database.write() as db:
+            db.execute(update(NUMBERS).where(NUMBERS.c.name == "probes").values(value=NUMBERS.c.value + 1))
+
     def events(
         self, after: int = 0, owner: str | None = None, job: str | None = None, limit: int = 500
     ) -> list[tuple[int, str, dict[str, Any]]]:
@@ -256,25 +278,34 @@ class Jobs:
             self._see(db, worker, row.id, now)
             values = {"worker": worker, "attempt": row.attempt + 1, "lease_until": now + self._lease, "started_at": now}
             job = change_job(db, row.id, "in_progress", now, state="in_progress", **values)
+            add(db, {"attempts": 1})
         return Claim(job, worker, job.attempt, now + self._lease)
 
-    def heartbeat(self, claim: Claim, *, progress: int | None = None, preview: Asset | None = None) -> Signal:
+    def heartbeat(
+        self,
+        claim: Claim,
+        *,
+        progress: int | None = None,
+        preview: Asset | None = None,
+        counted: Mapping[Total, int] | None = None,
+    ) -> Signal:
         """Move the lease on and say how far the work is, in percent; a lower value than before is ignored, 100 counts as 99.
 
-        A preview is the job's only output until the job ends.
+        A preview is the job's only output until the job ends. What the worker `counted` since it last said so is added to the
+        totals, whether the claim is still good or not.
         """
         with self._database.write() as db:
             now = self._clock()
             held = held_row(db, claim)
             self._see(db, claim.worker, None if held is None else held.id, now)
-            if held is None:
-                return Signal(lost=True, cancelled=False)
-            db.execute(update(JOBS).where(JOBS.c.id == held.id).values(lease_until=now + self._lease))
-            if progress is not None and min(progress, 99) > held.progress:
-                change_job(db, held.id, "progress", now, progress=min(progress, 99))
-            if preview is not None:
-                change_job(db, held.id, "preview", now, outputs=text_of([dataclasses.asdict(preview)]))
-        return Signal(lost=False, cancelled=held.cancelled)
+            if held is not None:
+                db.execute(update(JOBS).where(JOBS.c.id == held.id).values(lease_until=now + self._lease))
+                if progress is not None and min(progress, 99) > held.progress:
+                    change_job(db, held.id, "progress", now, progress=min(progress, 99))
+                if preview is not None:
+                    change_job(db, held.id, "preview", now, outputs=text_of([dataclasses.asdict(preview)]))
+            add(db, counted or {})
+        return Signal(lost=held is None, cancelled=held is not None and held.cancelled)
 
     def finish(self, claim: Claim, outputs: Sequence[Asset], result: dict[str, Any], expires_at: float | None = None) -> bool:
         """Publish what was made: the job is completed, and its event and its webhooks' documents are written with it.

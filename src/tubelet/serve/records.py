@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 State = Literal["queued", "in_progress", "completed", "failed"]
 """The four states of the wire. A cancelled job is `failed` with the error code "cancelled"."""
 
 KEYS = "key"
 """The collection of the documents of API keys, whose ids are the owners of what they make."""
+
+Total = Literal["attempts", "leases_lost", "steps", "signed", "out_of_memory"]
+"""What is counted for as long as a job store lives: claims; leases that ran out; steps of the solver; files that got
+credentials; tries for which the memory did not suffice."""
+TOTALS: tuple[Total, ...] = get_args(Total)
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class Job:
     `id` is "video_" or "image_" and 26 of [0-9a-z]; `owner` is the id of a key, "local" without keys. `progress` is 0 to
     100, never falls, and is 100 only when completed. `attempt` counts the claims so far and is the fencing token. `error` is
     {"code", "message"}. `result` is what the worker says of the film. `parent` is the job it was made from. `cancelled` says
-    that someone asked to stop it. `position` is the place in the queue, 1 is next; None unless queued.
+    that someone asked to stop it. `position` is the place in the queue, 1 is next; None unless queued. `request_id` and
+    `traceparent` are those of the HTTP request that made it, where there were any.
     """
 
     id: str
@@ -51,6 +57,8 @@ class Job:
     parent: str | None
     cancelled: bool
     position: int | None
+    request_id: str | None
+    traceparent: str | None
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import secrets
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, case, func, null, select, update
 
-from tubelet.serve.records import Asset, Job
+from tubelet.serve.records import Asset, Job, Total
 from tubelet.serve.tables import EVENTS, JOBS, NUMBERS
 
 _LETTERS = string.digits + string.ascii_lowercase
@@ -79,6 +79,8 @@ def job_of(row: Row[Any], position: int | None) -> Job:
         parent=row.parent,
         cancelled=row.cancelled,
         position=position,
+        request_id=row.request_id,
+        traceparent=row.traceparent,
     )
 
 
@@ -111,3 +113,10 @@ def next_sequence(db: Connection) -> int:
     """The sequence of a new event. The counter stays taken until the transaction ends; undone, it leaves no gap."""
     counted = update(NUMBERS).where(NUMBERS.c.name == "events").values(value=NUMBERS.c.value + 1)
     return db.execute(counted.returning(NUMBERS.c.value)).scalar_one()
+
+
+def add(db: Connection, counted: Mapping[Total, int]) -> None:
+    """Add to totals. They stay taken until the transaction ends, so this comes last in it."""
+    for name in sorted(counted):
+        counter = update(NUMBERS).where(NUMBERS.c.name == name)
+        db.execute(counter.values(value=NUMBERS.c.value + counted[name]))

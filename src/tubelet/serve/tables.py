@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Boolean, Column, Connection, Double, Index, Integer, MetaData, Table, Text, insert
 
+from tubelet.serve.records import TOTALS
+
 _METADATA = MetaData()
 
-# Counters: "schema", the version of these tables; "events", the last sequence given out; "paused", 0 or 1.
+# Counters: "schema", the version of these tables; "events", the last sequence given out; "paused", 0 or 1; "probes", writes
+# that only tried whether the database takes any; and the totals.
 NUMBERS = Table(
     "numbers",
     _METADATA,
@@ -40,6 +43,8 @@ JOBS = Table(
     Column("crashes", Integer, nullable=False, default=0),  # leases that ran out
     Column("key", Text),
     Column("fingerprint", Text),
+    Column("request_id", Text),
+    Column("traceparent", Text),
     Index("jobs_queue", "state", "place"),
     Index("jobs_age", "state", "created_at"),
     Index("jobs_of_owner", "owner", "state"),
@@ -89,6 +94,13 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("CREATE INDEX jobs_age ON jobs (state, created_at)", "CREATE INDEX jobs_of_owner ON jobs (owner, state)"),
     # What a key keeps is counted from its jobs and documents.
     ("CREATE INDEX documents_of_owner ON documents (owner)",),
+    # A worker's log lines name the request that a job came with; what is counted outlives the processes that count.
+    (
+        "ALTER TABLE jobs ADD COLUMN request_id TEXT",
+        "ALTER TABLE jobs ADD COLUMN traceparent TEXT",
+        "INSERT INTO numbers (name, value) VALUES ('probes', 0), ('attempts', 0), ('leases_lost', 0), ('steps', 0), "
+        "('signed', 0), ('out_of_memory', 0)",
+    ),
 )
 """What turns tables of schema n + 1 into those of n + 2, statement by statement. A step stays as it was written."""
 
@@ -99,5 +111,5 @@ SCHEMA = 1 + len(STEPS)
 def make_tables(connection: Connection) -> None:
     """Make the tables in an empty database."""
     _METADATA.create_all(connection)
-    numbers = {"schema": SCHEMA, "events": 0, "paused": 0}
+    numbers = {"schema": SCHEMA, **dict.fromkeys(("events", "paused", "probes", *TOTALS), 0)}
     connection.execute(insert(NUMBERS), [{"name": name, "value": value} for name, value in numbers.items()])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 TABLES = ("numbers", "jobs", "events", "workers", "documents")
+NUMBERS = ("events", "paused")
+"""Counters of schema 1, beside its version."""
 _MORE = """
 INSERT INTO jobs
     (id, kind, owner, state, progress, request, created_at, outputs, result, cancelled, place, attempt, crashes)
@@ -45,12 +48,16 @@ def shape(url: str) -> tuple[int | None, dict[str, Any]]:
 
 
 def rows(url: str) -> dict[str, list[tuple[Any, ...]]]:
-    """Every row of every table but the version."""
+    """Every row of every table, in the columns and counters that schema 1 had, but the version."""
+    text = (Path(__file__).parent / "schema_1.sql").read_text(encoding="utf-8")
+    tables = re.findall(r"TABLE (\w+) \((.*?)\);", text, re.S)
+    made = {name: re.findall(r"^    ([a-z_]+) ", body, re.M) for name, body in tables}
     found: dict[str, list[tuple[Any, ...]]] = {}
     with engine(url).connect() as connection:
         for table in TABLES:
-            every = connection.exec_driver_sql(f"SELECT * FROM {table}")
-            found[table] = sorted((tuple(row) for row in every if row[0] != "schema"), key=repr)
+            which = f" WHERE name IN {NUMBERS}" if table == "numbers" else ""
+            every = connection.exec_driver_sql(f"SELECT {', '.join(made[table])} FROM {table}{which}")
+            found[table] = sorted((tuple(row) for row in every), key=repr)
     return found
 
 

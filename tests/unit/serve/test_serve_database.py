@@ -51,6 +51,8 @@ def test_an_older_database_becomes_what_a_new_one_is_and_keeps_every_row(url: st
     claim = store.claim("two", kinds=("video",))
     assert claim is not None
     assert (claim.job.id, claim.attempt) == (running.id, 2)
+    assert (claim.job.request_id, claim.job.traceparent) == (None, None)
+    assert (store.totals()["attempts"], store.totals()["leases_lost"]) == (1, 1), "they begin with this version"
     assert store.finish(claim, [FILM], {})
     store.close()
 
@@ -101,7 +103,7 @@ def test_a_read_only_sqlite_reads_and_refuses_to_write(sqlite_url: str, tmp_path
     job = new(writable)
     store = Jobs.open(f"sqlite:///file:{tmp_path / 'tubelet.db'}?mode=ro&uri=true")
     assert store.get(job.id, None) == job
-    for call in (lambda: store.create({}), lambda: store.claim("one"), lambda: store.delete(job.id, None)):
+    for call in (lambda: store.create({}), lambda: store.claim("one"), lambda: store.delete(job.id, None), store.probe):
         with pytest.raises(StorageFull, match="readonly"):
             call()
     assert now(writable, job) == job

@@ -20,7 +20,8 @@ from tubelet.serve.records import Claim, Job, KeyConflict, QueueFull, Signal
 
 def test_a_job_comes_back_as_it_went_in(store: Jobs, url: str, clock: Clock) -> None:
     request = {"prompt": "Würfel \u0000 🌊 \udc80", "size": [720, 1280], "seed": 2**63, "loop": False, "steps": None}
-    job, is_new = store.create(request, owner="anna", parent="video_x")
+    came = {"request_id": "req_1", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    job, is_new = store.create(request, owner="anna", parent="video_x", **came)
     assert is_new
     assert re.fullmatch(r"video_[0-9a-z]{26}", job.id)
     assert job == Job(
@@ -40,6 +41,7 @@ def test_a_job_comes_back_as_it_went_in(store: Jobs, url: str, clock: Clock) -> 
         parent="video_x",
         cancelled=False,
         position=1,
+        **came,
     )
     again = Jobs.open(url, clock=clock)
     assert again.get(job.id, None) == again.get(job.id, "anna") == job
@@ -662,3 +664,35 @@ def test_workers_say_who_they_are_and_are_seen_at_work(store: Jobs, clock: Clock
     assert store.workers() == [{"id": "one", "device": "cuda", "seen": clock.now, "job": job.id}]
     store.finish(claim, [], {})
     assert store.workers()[0]["job"] is None
+
+
+def test_totals_count_what_happens_and_outlive_who_counts(store: Jobs, url: str, clock: Clock) -> None:
+    assert store.totals() == {"attempts": 0, "leases_lost": 0, "steps": 0, "signed": 0, "out_of_memory": 0}
+    first, second = new(store), new(store)
+    claim = claimed(store)
+    store.heartbeat(claim, counted={"steps": 5, "out_of_memory": 1})
+    store.release(claim)
+    assert store.totals()["leases_lost"] == 0, "what is given back is not lost"
+    stale, other = claimed(store), claimed(store, "two")
+    assert (stale.job.id, other.job.id) == (first.id, second.id)
+    clock.now += 60
+    assert store.sweep() == 2
+    assert store.heartbeat(stale, counted={"steps": 2}) == Signal(lost=True, cancelled=False), "it did these steps"
+    store.count({"signed": 3, "steps": 1})
+    again = Jobs.open(url, clock=clock)
+    assert again.totals() == {"attempts": 3, "leases_lost": 2, "steps": 8, "signed": 3, "out_of_memory": 1}
+    again.close()
+
+
+def test_many_count_at_once(store: Jobs, url: str, clock: Clock) -> None:
+    for _ in range(4):
+        new(store)
+    claims = [claimed(store, f"worker {number}") for number in range(4)]
+
+    def busy(number: int) -> None:
+        for _ in range(10):
+            store.heartbeat(claims[number], counted={"steps": 1})
+            store.count({"steps": 1, "signed": 1})
+
+    at_once(4, busy)
+    assert (store.totals()["steps"], store.totals()["signed"]) == (80, 40)
