@@ -108,6 +108,12 @@ def test_a_film_from_words_to_credentials(serve: Callable[..., Server], tubelet:
     done = until(lambda: (v := server.video(id))["status"] in ("completed", "failed") and v)
     assert done["status"] == "completed", done
     assert (done["num_frames"], done["size"], done["seed"]) == (8, "64x48", 5)
+    (asked,) = (line for line in server.events("request") if line["job"] == id)
+    (ended,) = until(lambda: server.events("completed"))
+    assert (ended["job"], ended["attempt"], ended["request_id"]) == (id, 1, asked["request_id"])
+    told = ("attempts_total 1", "provenance_signed_total 3", 'render_seconds_count{stage="sign"} 1', "workers_up 1")
+    figures = until(lambda: all(f"tubelet_{line}\n" in (page := server.http.get("/metrics").text) for line in told) and page)
+    assert "tubelet_steps_total 0\n" not in figures
     path = tmp_path / "film.mp4"
     path.write_bytes(server.http.get(f"/v1/videos/{id}/content").content)
     film = probe(path)

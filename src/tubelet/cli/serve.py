@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import tempfile
@@ -58,6 +57,7 @@ class Serve:
 
     def __call__(self) -> None:
         from tubelet.serve.config import ServeConfig, read_systems
+        from tubelet.serve.logs import write_to_stderr
         from tubelet.serve.supervisor import serve
 
         config = ServeConfig(
@@ -76,7 +76,7 @@ class Serve:
             certificate_key=self.certificate_key,
         )
         _check_writable(config.data)
-        _log_to_stderr()
+        write_to_stderr()
         url = _url(self.store, config.data)
         # On the workers' command lines everybody could read the store's password.
         environment = {**os.environ, STORE: url}
@@ -137,13 +137,14 @@ class Work:
     """A process; when it is gone, the worker stops."""
 
     def __call__(self) -> None:
+        from tubelet.serve.logs import write_to_stderr
         from tubelet.serve.worker import WorkerConfig, run
 
         if not self.patience > 0:
             raise UserError(f"--patience is a number of seconds above 0, got {self.patience}; raise it")
         data = _folder(self.data)
         _check_writable(data)
-        _log_to_stderr()
+        write_to_stderr()
         config = WorkerConfig(
             data=data,
             url=_url(self.store, data),
@@ -335,9 +336,3 @@ def _moderation() -> Any:
     if not frames.isdecimal():
         raise UserError(f"TUBELET_MODERATION_FRAMES is a number of frames, got {frames!r}; correct it")
     return Moderation(said["URL"], said["KEY"], said["MODEL"], said["LENIENT"] == "1", int(frames))
-
-
-def _log_to_stderr() -> None:
-    """A line of JSON for each event of the server; of the libraries only what goes wrong."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
-    logging.getLogger("tubelet.serve").setLevel(logging.INFO)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 
 from tubelet.serve.errors import ApiError
-from tubelet.serve.guard import log_failure
+from tubelet.serve.logs import log_failure
 from tubelet.serve.records import Job, StorageFull
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from tubelet.serve import animated
 from tubelet.serve.config import ServeConfig
 from tubelet.serve.errors import ApiError, install
 from tubelet.serve.feed import Event, Feed
-from tubelet.serve.guard import Guard, log_failure
+from tubelet.serve.guard import Guard
 from tubelet.serve.inputs import FILES, expired, outlived
+from tubelet.serve.logs import log_failure
 from tubelet.serve.metrics import Metrics
 from tubelet.serve.openapi import describe
 from tubelet.serve.outbound import Outbound
@@ -165,21 +166,19 @@ def _all(room: Service, kind: str) -> Any:
 async def _observe(room: Service, events: list[Event]) -> None:
     """Count what ended, and learn how long films take."""
     for _, id, facts in events:
-        if facts["type"] not in ("video.completed", "video.failed"):
-            continue
-        room.outbox_changed()
-        job = await room.read(room.jobs.get, id, None)
-        if job is not None:
-            _count(room, job)
+        room.metrics.told(facts)
+        if facts["type"] in ("video.completed", "video.failed"):
+            room.outbox_changed()
+        if facts["type"] == "video.completed":
+            job = await room.read(room.jobs.get, id, None)
+            if job is not None:
+                _time(room, job)
 
 
-def _count(room: Service, job: Job) -> None:
-    code = str((job.error or {}).get("code", "")) if job.state == "failed" else ""
-    room.metrics.finished.add(job.state, code)
-    if job.started_at is None or job.completed_at is None or job.state != "completed":
+def _time(room: Service, job: Job) -> None:
+    if job.started_at is None or job.completed_at is None:
         return
     spent = max(0.0, job.completed_at - job.started_at)
-    room.metrics.waited.observe(seconds=max(0.0, job.started_at - job.created_at))
     for stage, seconds in {**job.result.get("timings", {}), "all": spent}.items():
         if isinstance(seconds, (int, float)):
             room.metrics.rendered.observe(str(stage), seconds=seconds)

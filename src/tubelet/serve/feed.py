@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from tubelet.serve.guard import log_failure
+from tubelet.serve.logs import log_failure
 from tubelet.serve.records import StorageFull
 
 if TYPE_CHECKING:

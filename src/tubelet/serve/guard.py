@@ -6,12 +6,9 @@ request). So every request says where it comes from, and what comes from another
 
 from __future__ import annotations
 
-import json
-import logging
 import re
 import secrets
 import time
-import traceback
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -22,10 +19,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tubelet.serve.config import ServeConfig
 from tubelet.serve.errors import ApiError, of
+from tubelet.serve.logs import log_failure, say
 from tubelet.serve.metrics import Metrics
+from tubelet.serve.traces import id_of, parent_of
 
 METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
-LOG = logging.getLogger("tubelet.serve")
 ANSWER_HEADERS = "tubelet.headers"
 """Key of the request's scope under which others leave headers for the answer."""
 LATE = "tubelet.late"
@@ -116,13 +114,6 @@ def preflight(origin: str, asked: str) -> Response:
     )
 
 
-def log_failure(where: str, error: Exception, **facts: str) -> None:
-    """A log line that says where something broke, without the error's own words: those may repeat what a client sent."""
-    places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
-    line = {"at": round(time.time(), 3), "event": "failure", "where": where, "error": type(error).__name__}
-    LOG.error(json.dumps({**line, **facts, "places": places[-12:]}))
-
-
 class Guard:
     """The middleware around everything: checks, headers, the request's id, one log line, and the last resort for errors."""
 
@@ -141,7 +132,7 @@ class Guard:
         number = f"req_{secrets.token_hex(16)}"
         left: dict[str, str] = {}
         scope[ANSWER_HEADERS] = left
-        scope.setdefault("state", {})["request_id"] = number
+        scope.setdefault("state", {}).update(request_id=number, traceparent=parent_of(headers.getlist("traceparent")))
         origin = headers.get("origin")
         status = 0
 
@@ -185,16 +176,17 @@ class Guard:
     def _log(self, number: str, method: str, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
         known = method if method in METHODS else "other"
-        line = {
-            "at": round(time.time(), 3),
-            "event": "request",
-            "request_id": number,
-            "method": known,
-            "route": route,
-            "status": status,
-            "ms": round(seconds * 1000, 1),
-            "owner": scope.get("state", {}).get("owner"),
-        }
-        LOG.info(json.dumps(line))
+        state = scope["state"]
+        say(
+            "request",
+            request_id=number,
+            trace_id=id_of(state["traceparent"]),
+            method=known,
+            route=route,
+            status=status,
+            ms=round(seconds * 1000, 1),
+            owner=state.get("owner"),
+            job=state.get("job"),
+        )
         self.metrics.requests.add(known, route, str(status))
         self.metrics.latency.observe(route, seconds=seconds)

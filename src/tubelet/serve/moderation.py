@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from tubelet.serve.config import Moderation
 from tubelet.serve.errors import ApiError
-from tubelet.serve.guard import log_failure
+from tubelet.serve.logs import log_failure
 
 if TYPE_CHECKING:
     from tubelet.serve.service import Service

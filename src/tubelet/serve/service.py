@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import re
 import shutil
 import threading
@@ -22,9 +23,9 @@ from tubelet.serve.auth import Access, Allowance, Caller
 from tubelet.serve.config import ServeConfig
 from tubelet.serve.errors import ApiError
 from tubelet.serve.feed import Feed
-from tubelet.serve.metrics import Metrics
+from tubelet.serve.metrics import Metrics, Stock
 from tubelet.serve.outbound import Outbound
-from tubelet.serve.records import Asset, Job
+from tubelet.serve.records import Asset, Job, StorageFull
 from tubelet.serve.requests import Fields, read_fields
 from tubelet.serve.retries import Refusals
 
@@ -41,6 +42,8 @@ RETRY_WINDOW = 120.0
 """Seconds within which a client's own retry gets the job of its first try."""
 ALIVE = 20.0
 """Seconds after which a silent worker counts as gone."""
+PROBED, WEIGHED = 1.0, 60.0
+"""Seconds for which it is taken to be so that the database takes what is written, and that the assets are so large."""
 _KEY = re.compile(r"(?! )[\x20-\x7e]{1,255}(?<! )")
 _COUNT = re.compile(r"[0-9]{1,4}")
 
@@ -83,6 +86,8 @@ class Service:
     """Workers alive when somebody last looked, at least 1."""
     paces: dict[str, float] = field(default_factory=dict)
     """Mean seconds of work by system, of the films that ended while this process ran."""
+    _probed: tuple[float, bool] = field(default=(-math.inf, False), repr=False)
+    _weighed: tuple[float, int] = field(default=(-math.inf, 0), repr=False)
 
     def drain(self) -> None:
         """Take no new jobs and end the event streams; call it when the process is asked to stop."""
@@ -119,9 +124,37 @@ class Service:
         if self.draining:
             raise ApiError(503, "The server is about to stop; try again soon.", code="draining", retry_after=10)
 
+    def workers(self) -> list[dict[str, Any]]:
+        """What the workers that were heard of lately said of themselves. Before its system is loaded a worker says nothing."""
+        return [worker for worker in self.jobs.workers() if worker["seen"] > time.time() - ALIVE]
+
     def workers_alive(self) -> int:
         """Workers that were heard of lately."""
-        return sum(worker["seen"] > time.time() - ALIVE for worker in self.jobs.workers())
+        return len(self.workers())
+
+    async def writable(self) -> bool:
+        """Whether the job store takes what is written, or did a second ago: whoever asks often makes it write no more often."""
+        async with self.alone("probe"):
+            if time.monotonic() - self._probed[0] > PROBED:
+                good = True
+                try:
+                    await self.read(self.jobs.probe)
+                except StorageFull:
+                    good = False
+                self._probed = time.monotonic(), good
+            return self._probed[1]
+
+    def stock(self) -> Stock | None:
+        """What the job store and the disk hold now; None where the job store cannot be read."""
+        try:
+            counts, workers, totals = self.jobs.counts(), self.workers(), self.jobs.totals()
+        except StorageFull:
+            return None
+        if time.monotonic() - self._weighed[0] > WEIGHED:
+            self._weighed = time.monotonic(), self.store.used()
+        oldest = counts.pop("oldest_queued_age")
+        memory = max((worker.get("memory", 0) for worker in workers), default=0)
+        return Stock(counts, oldest, totals, len(workers), memory, self._weighed[1])
 
     @contextlib.asynccontextmanager
     async def alone(self, name: str) -> AsyncIterator[None]:

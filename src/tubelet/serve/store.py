@@ -131,6 +131,15 @@ class Store:
             self._sync()
         return removed
 
+    def used(self) -> int:
+        """Bytes of the assets. Looks at every file: a tenth of a second for some ten thousand."""
+        total = 0
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    total += entry.stat(follow_symlinks=False).st_size
+        return total
+
     def free(self) -> int:
         """Bytes of the disk that this process may still fill."""
         facts = os.statvfs(self.folder)

@@ -138,6 +138,7 @@ async def submit(
             anew = retry and kind == "image" and known is not None and known.state == "failed"
             if known is not None and not anew:
                 room.metrics.deduped.add()
+                request.state.job = known.id
                 if caller.daily is not None:
                     _tell_left(request, caller.daily, caller.daily - await room.read(spent, room.jobs, caller.owner))
                 return known
@@ -166,7 +167,10 @@ async def submit(
                 # Another process on the same store may have answered another try of this request meanwhile.
                 dedupe=RETRY_WINDOW if retry else 0.0,
                 underway=time.monotonic() - begun,
+                request_id=request.state.request_id,
+                traceparent=request.state.traceparent,
             )
+            request.state.job = job.id
         except (ApiError, KeyConflict, QueueFull, StorageFull) as error:
             if key is None and of(error).comes_again:
                 room.refused.note(name, tried)

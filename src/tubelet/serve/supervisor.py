@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
-import logging
 import secrets
 import signal
 import socket
@@ -28,6 +26,7 @@ from tubelet.core.errors import UserError
 from tubelet.serve.config import ServeConfig
 from tubelet.serve.jobs import Jobs
 from tubelet.serve.journals import tidy
+from tubelet.serve.logs import say
 from tubelet.serve.records import StorageFull
 from tubelet.serve.store import Store
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
     from tubelet.serve.service import Service
 
-LOG = logging.getLogger("tubelet.serve")
 Command = Callable[[str], Sequence[str]]
 """The command line of a worker that the job store is to know by a name."""
 
@@ -285,8 +283,3 @@ class _Server(uvicorn.Server):
 def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def say(event: str, **facts: object) -> None:
-    """A line of JSON in the log."""
-    LOG.info(json.dumps({"at": round(time.time(), 3), "event": event, **facts}))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 from anyio import CapacityLimiter
 
-from tubelet.serve.guard import log_failure
+from tubelet.serve.logs import log_failure, say
 from tubelet.serve.metrics import Metrics
 from tubelet.serve.outbound import Outbound, Unreachable
 from tubelet.serve.records import StorageFull
@@ -31,7 +31,6 @@ from tubelet.serve.records import StorageFull
 if TYPE_CHECKING:
     from tubelet.serve.jobs import Jobs
 
-LOG = logging.getLogger("tubelet.serve")
 ENDPOINTS, OUTBOX = "webhook_endpoint", "outbox"
 FIRST, FACTOR, LONGEST = 5.0, 4.0, 6 * 3600.0
 """Seconds from a failed try to the next: at first, by how much longer each time, at most."""
@@ -177,4 +176,4 @@ class Deliveries:
         self.jobs.drop(OUTBOX, id, None)
         self.metrics.deliveries.add(result)
         if result == "given_up":
-            LOG.warning(json.dumps({"at": round(time.time(), 3), "event": "webhook_given_up", "webhook_id": id}))
+            say("webhook_given_up", level=logging.WARNING, webhook_id=id)

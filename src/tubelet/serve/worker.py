@@ -11,17 +11,18 @@ import faulthandler
 import gc
 import io
 import itertools
-import json
-import logging
 import os
 import random
+import resource
 import secrets
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +36,14 @@ from tubelet import __version__
 from tubelet.core.errors import UserError
 from tubelet.generate.engine import Cancelled
 from tubelet.generate.system import System, expander_of, load
+from tubelet.serve import logs
 from tubelet.serve.changes import CANCELLED
 from tubelet.serve.jobs import Jobs
 from tubelet.serve.journals import tidy
-from tubelet.serve.records import Asset, Claim, StorageFull
+from tubelet.serve.records import Asset, Claim, StorageFull, Total
 from tubelet.serve.render import Made, Mark, OutOfMemory, Rendered, out_of_memory, render
 from tubelet.serve.store import Store
+from tubelet.serve.traces import id_of
 from tubelet.text.expand import Expander
 
 if TYPE_CHECKING:
@@ -48,7 +51,6 @@ if TYPE_CHECKING:
     from tubelet.serve.provenance import Ingredient, Signer
 
 T = TypeVar("T")
-LOG = logging.getLogger("tubelet.serve")
 
 BEAT = 1.0
 """Seconds between two heartbeats: how soon a cancelled job is known, and how often progress is told."""
@@ -201,7 +203,7 @@ class Worker:
 
     def say(self, event: str, **facts: Any) -> None:
         """A line of JSON in the log. Facts hold nothing that a person wrote."""
-        LOG.info(json.dumps({"at": round(time.time(), 3), "worker": self.name, "event": event, **facts}))
+        logs.say(event, worker=self.name, **facts)
 
     def told(self, event: str, before: bool, now: bool) -> bool:
         """Say when something begins or ends to be so; returns whether it is."""
@@ -217,7 +219,16 @@ class Worker:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "version": __version__,
+            "memory": _held(self.system.device),
         }
+
+
+def _held(device: torch.device) -> int:
+    """The most bytes that this process has held at once: of a graphics card's memory, or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # Linux tells KiB
 
 
 class _Unwritten(Exception):  # noqa: N818  what it says is for the log
@@ -248,6 +259,10 @@ class _Attempt:
         self._written: dict[str, Path] = {}
         self._shown = next((asset for asset in claim.job.outputs if asset.role == "preview"), None)
         self._moved = time.monotonic()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        """Spent on what becomes of the film after it was rendered, by stage."""
+        self._counted: Counter[Total] = Counter()
+        self._counting = threading.Lock()
 
     def run(self) -> None:
         """Make the film. Whatever happens, the job is finished, failed, given back or, where it was lost, left alone."""
@@ -259,6 +274,7 @@ class _Attempt:
         finally:
             self._ended.set()
             heart.join()
+            self._tell_counted()
             if self._finished:
                 self._keep_preview(None)  # the heart may have put one more while the job ended
             shutil.rmtree(self._out, ignore_errors=True)
@@ -283,10 +299,12 @@ class _Attempt:
         except _Refused as refused:
             return self._fail(refused.code, refused.message)
         except OutOfMemory:
+            self._count("out_of_memory")
             return self._fail("out_of_memory", TOO_MUCH)
         except Exception as error:  # noqa: BLE001  whatever it is, the job ends and the worker goes on
             self._log(error)
             if out_of_memory(error):  # while its files were written
+                self._count("out_of_memory")
                 return self._fail("out_of_memory", TOO_MUCH)
             if _device_is_broken(error):
                 # The job is not to blame yet: it stays claimed, its lease runs out, and that counts as a try.
@@ -306,18 +324,21 @@ class _Attempt:
             rendered = self._rendered(lean=False)
         except OutOfMemory:
             self._say("once more, with less memory")
+            self._count("out_of_memory")
             gc.collect()
             if self._worker.system.device.type == "cuda":
                 torch.cuda.empty_cache()
             rendered = self._rendered(lean=True)
         self._progress = 92
-        begin = time.perf_counter()
         try:
             outputs = self._insist(lambda: self._put(rendered))
         except UserError as error:  # of a file or a certificate on this machine, which the client did not choose
             raise _Unwritten(str(error)) from error
-        timings = {**rendered.result["timings"], "write": time.perf_counter() - begin}
-        return outputs, {**rendered.result, "timings": timings}
+        return outputs, {**rendered.result, "timings": {**rendered.result["timings"], **self._seconds}}
+
+    def _looked_at(self, frames: np.ndarray) -> None:
+        with self._timed("look"):
+            self._look(frames)
 
     def _look(self, frames: np.ndarray) -> None:
         """Show some of uint8 `(T, H, W, 3)` to the moderation endpoint.
@@ -369,13 +390,26 @@ class _Attempt:
     def _put(self, rendered: Rendered) -> list[Asset]:
         """Everything that was made, in the store, marked and signed."""
         outputs = []
-        look = self._look if self._watched else None
-        for made in rendered.write(self._out, self._mark(), self._check, look):
+        look = self._looked_at if self._watched else None
+        self._seconds.clear()  # of a try for which there was no room
+        with self._timed("encode"):
+            files = rendered.write(self._out, self._mark(), self._check, look)
+        self._seconds["encode"] -= sum(self._seconds.get(stage, 0.0) for stage in ("mark", "look"))  # these came in between
+        for made in files:
             self._sign(made, rendered)
             self._check()
-            outputs.append(self._worker.store.put(made.path, made.role, made.media))
+            with self._timed("store"):
+                outputs.append(self._worker.store.put(made.path, made.role, made.media))
             self._written[outputs[-1].id] = made.path
         return outputs
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[stage] += time.perf_counter() - begin
 
     def _mark(self) -> Mark | None:
         signer = self._worker.signer
@@ -383,7 +417,11 @@ class _Attempt:
             return None
         from tubelet.serve.mark import embed, payload_of
 
-        return lambda frames: embed(frames, signer.mark_key, payload_of(self._job.id))
+        def mark(frames: np.ndarray) -> np.ndarray:
+            with self._timed("mark"):
+                return embed(frames, signer.mark_key, payload_of(self._job.id))
+
+        return mark
 
     def _sign(self, made: Made, rendered: Rendered) -> None:
         signer = self._worker.signer
@@ -402,7 +440,9 @@ class _Attempt:
         }
         # The small pictures beside a film speak for it; what it was made from stands in the film itself.
         sources = list(self._ingredients()) if made.role in ("video", "image") else []
-        signer.sign(made.path, made.media, facts, sources)
+        with self._timed("sign"):
+            signer.sign(made.path, made.media, facts, sources)
+        self._count("signed")
 
     def _ingredients(self) -> Iterator[Ingredient]:
         from tubelet.serve.provenance import Ingredient
@@ -416,6 +456,7 @@ class _Attempt:
     # What the renderer calls.
 
     def _step(self, done: int, steps: int) -> None:
+        self._count("steps")
         self._progress = 90 * done // steps
         self._check()
 
@@ -533,7 +574,9 @@ class _Attempt:
         if preview is not None:
             with contextlib.suppress(StorageFull):
                 asset = self._worker.store.put(preview, "preview", "image/jpeg")
-        answer = self._worker.jobs.heartbeat(self._claim, progress=self._progress, preview=asset)
+        with self._uncounted() as counted:
+            more: dict[str, Any] = {"progress": self._progress, "preview": asset, "counted": counted}
+            answer = self._worker.jobs.heartbeat(self._claim, **more)
         self._lost, self._cancelled = self._lost or answer.lost, self._cancelled or answer.cancelled
         if asset is not None and answer.lost:
             self._discard([asset])  # no row will ever name it: the job may have been deleted since it was put
@@ -547,10 +590,36 @@ class _Attempt:
             with contextlib.suppress(OSError):
                 self._worker.store.remove(before.id)
 
+    # What is counted.
+
+    def _count(self, total: Total) -> None:
+        with self._counting:
+            self._counted[total] += 1
+
+    @contextlib.contextmanager
+    def _uncounted(self) -> Iterator[Counter[Total]]:
+        """What the totals do not have yet. They have it after the block, unless that raises."""
+        with self._counting:
+            taken, self._counted = self._counted, Counter()
+        try:
+            yield taken
+        except BaseException:
+            with self._counting:
+                self._counted += taken
+            raise
+
+    def _tell_counted(self) -> None:
+        """Tell the rest; without room it is lost, for the job has ended."""
+        with contextlib.suppress(StorageFull), self._uncounted() as counted:
+            if counted:
+                self._worker.jobs.count(counted)
+
     # The log.
 
     def _say(self, event: str, **facts: Any) -> None:
-        self._worker.say(event, job=self._job.id, attempt=self._claim.attempt, **facts)
+        job = self._job
+        come = {"request_id": job.request_id, "trace_id": id_of(job.traceparent)}
+        self._worker.say(event, job=job.id, attempt=self._claim.attempt, **come, **facts)
 
     def _log(self, error: BaseException) -> None:
         """Where it happened and of what kind it was. What it said only where that cannot hold a person's words."""

@@ -23,6 +23,7 @@ from tubelet.core.errors import UserError
 from tubelet.generate.system import System, load
 from tubelet.media.decode import decode_uint8, probe
 from tubelet.serve import worker as room
+from tubelet.serve.provenance import Signer
 from tubelet.serve.records import StorageFull
 from tubelet.serve.render import OutOfMemory, Rendered
 
@@ -51,7 +52,8 @@ def test_a_job_becomes_a_film(place: Place, system: System) -> None:
     path = place.store.path(done.outputs[0].id)
     assert path is not None
     assert decode_uint8(path)[0].shape == (8, 48, 96, 3)
-    assert {"text", "denoise", "decode", "write"} == set(done.result["timings"])
+    assert {"text", "denoise", "decode", "encode", "store"} == set(done.result["timings"])
+    assert all(seconds >= 0 for seconds in done.result["timings"].values())
     assert (done.result["system"], done.result["digest"], done.result["frames"]) == ("tiny", system.digest, 8)
     assert place.journals == []
     assert sorted(p.name for p in place.store.folder.iterdir()) == sorted(asset.id for asset in done.outputs)
@@ -495,6 +497,7 @@ def test_too_little_memory_is_tried_once_more_and_then_said(
     for _ in range(3):
         worker.turn()
     assert ways == [False, True, False, True, False]
+    assert place.jobs.totals()["out_of_memory"] == 3
     assert place.job(first).state == "completed"
     assert place.job(second).error == {"code": "out_of_memory", "message": room.TOO_MUCH}
     assert place.job(third).state == "completed"
@@ -508,6 +511,7 @@ def test_too_little_memory_for_the_files_is_said_too(place: Place, system: Syste
     job = place.ask()
     place.worker(system).turn()
     assert (place.job(job).error or {})["code"] == "out_of_memory"
+    assert place.jobs.totals()["out_of_memory"] == 1
 
 
 def test_a_device_that_computes_no_more_ends_the_process_and_leaves_the_job_to_the_next(place: Place, system: System) -> None:
@@ -554,23 +558,22 @@ def test_a_failed_signature_is_not_the_clients_fault(place: Place, system: Syste
 def test_a_heartbeat_that_is_not_heard_does_not_end_the_heart(
     place: Place, system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heartbeat, beats = place.jobs.heartbeat, []
+    heartbeat, broken = place.jobs.heartbeat, [StorageFull, LookupError]
 
     def deaf(*wish: Any, **more: Any) -> Any:
-        beats.append(1)
-        if len(beats) == 1:
-            raise StorageFull
-        if len(beats) == 2:
-            raise LookupError
+        if broken and more["counted"]:  # what is to be told stays to be told
+            raise broken.pop()
         return heartbeat(*wish, **more)
 
     monkeypatch.setattr(place.jobs, "heartbeat", deaf)
     gate = Gate(system.denoiser, before=1)
     job = place.ask()
     with running(place.worker(with_network(system, gate)).turn):
-        until(lambda: len(beats) > 3)
+        until(lambda: place.jobs.totals()["steps"] == 1)
+        assert not broken
         gate.open.set()
     assert place.job(job).state == "completed"
+    assert place.jobs.totals() == {"attempts": 1, "leases_lost": 0, "steps": 2, "signed": 0, "out_of_memory": 0}
 
 
 def test_workers_say_what_they_are(place: Place, system: System) -> None:
@@ -582,6 +585,32 @@ def test_workers_say_what_they_are(place: Place, system: System) -> None:
     assert {name: said[name] for name in ("id", "system", "device", "pid")} == {
         "id": "left", "system": "tiny", "device": "cpu", "pid": os.getpid()
     }  # fmt: skip
+    assert 10**8 < said["memory"] < 10**11, "bytes, of a process that has torch loaded"
+
+
+def test_what_is_done_with_a_film_is_timed_and_what_is_signed_is_counted(place: Place, system: System) -> None:
+    signer = Signer.open(place.folder / "secrets")
+    job = place.ask()
+    worker = place.worker(system)
+    worker.signer = signer
+    begin = time.perf_counter()
+    worker.turn()
+    timings = place.job(job).result["timings"]
+    assert list(timings) == ["text", "denoise", "decode", "mark", "encode", "sign", "store"]
+    assert all(seconds > 0 for seconds in timings.values())
+    assert sum(timings.values()) < time.perf_counter() - begin, "no second is in two of them"
+    assert place.jobs.totals()["signed"] == len(place.job(job).outputs) == 3
+
+
+def test_counts_for_which_there_is_no_room_end_no_worker(place: Place, system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Any) -> None:
+        raise StorageFull
+
+    monkeypatch.setattr(room, "BEAT", 60.0)
+    monkeypatch.setattr(place.jobs, "count", full)
+    job = place.ask()
+    place.worker(system).turn()
+    assert place.job(job).state == "completed"
 
 
 def test_two_workers_share_the_work(place: Place, system: System) -> None:

@@ -172,9 +172,10 @@ async def healthz() -> Health:
 
 @router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
 async def readyz(room: Room) -> Response:
-    """The server can take a job and make a film: its database, its disk, a worker."""
-    checks = await room.read(_ready, room)
-    checks["taking_jobs"] = not room.draining
+    """The server can take a job and make a film: its database can be written, its disk has room, a worker has its system
+    loaded."""
+    writable = await room.writable()
+    checks = {"database": writable, **await room.read(_ready, room), "taking_jobs": not room.draining}
     fine = all(checks.values())
     health = Health(status="ok" if fine else "unavailable", checks=checks)
     return JSONResponse(health.model_dump(), 200 if fine else 503, {} if fine else {"retry-after": "5"})
@@ -182,11 +183,10 @@ async def readyz(room: Room) -> Response:
 
 def _ready(room: Service) -> dict[str, bool]:
     try:
-        room.jobs.counts()
         worker = room.workers_alive() > 0
     except StorageFull:
-        return {"database": False, "disk": room.store.free() >= room.store.reserve, "worker": False}
-    return {"database": True, "disk": room.store.free() >= room.store.reserve, "worker": worker}
+        worker = False
+    return {"disk": room.store.free() >= room.store.reserve, "worker": worker}
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
@@ -194,7 +194,7 @@ async def get_metrics(room: Room, _: Admin) -> Response:
     """Figures for Prometheus."""
 
     def page() -> str:
-        room.metrics.measure(room.jobs.counts(), room.workers_alive(), room.store.free(), room.feed.listeners)
+        room.metrics.measure(room.stock(), room.store.free(), room.feed.listeners)
         return room.metrics.page()
 
     return Response(await room.read(page), media_type=CONTENT_TYPE)
