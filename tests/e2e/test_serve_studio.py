@@ -40,6 +40,7 @@ from tubelet.serve.auth import issue
 from tubelet.serve.config import SHIPPED
 from tubelet.serve.jobs import Jobs
 from tubelet.serve.store import Store
+from tubelet.text.expand import Expansion
 
 if TYPE_CHECKING:
     from playwright.sync_api import APIResponse, Browser, Route
@@ -163,6 +164,38 @@ def test_four_takes_have_four_seeds_and_words_may_be_changed_before(
         assert (request["prompt"], request["expand"], request["steps"]) == ("A red ball, and nothing else.", False, 5)
         assert request["size"][0] > request["size"][1]
         assert request["seconds"] == 8
+
+
+@needs_chromium
+def test_what_is_shown_as_filled_in_is_what_is_read(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    """By a chat model that never says the same twice: for each model it is asked once, and what it said is sent along."""
+
+    class Bard:
+        said = 0
+
+        def expand(self, prompt: str) -> Expansion:
+            self.said += 1
+            return Expansion(prompt, f"{prompt}, take {self.said}", "bard")
+
+    bard = Bard()
+    stage = build(expander=bard)
+    page = visit(stage).open()
+    page.get_by_label("What happens in your film?").fill("a red ball bounces")
+    page.get_by_text("a red ball bounces, take 1").wait_for()
+    page.get_by_role("button", name="Make film").click()
+    page.get_by_role("link", name="a red ball bounces").wait_for()
+    page.get_by_label("What happens in your film?").fill("a blue ball bounces")
+    page.get_by_text("a blue ball bounces, take 2").wait_for()
+    page.get_by_label("What happens in your film?").fill("a red ball bounces")
+    page.get_by_text("a red ball bounces, take 1").wait_for()
+    page.get_by_role("button", name="Make film").click()
+    see(page, "document.querySelectorAll('.tile-inner:not(.failed)').length === 2")
+    page.get_by_label("What happens in your film?").fill("a green ball bounces")
+    page.get_by_role("button", name="Make film").click()  # most likely before anything can be shown for it
+    see(page, "document.querySelectorAll('.tile-inner:not(.failed)').length === 3")
+    first, second, third = ((film.request["prompt"], film.request["text"]) for film in stage.films())
+    assert first == second == ("a red ball bounces", "a red ball bounces, take 1")
+    assert third in [("a green ball bounces", None), ("a green ball bounces", "a green ball bounces, take 3")]
 
 
 @needs_chromium

@@ -70,6 +70,7 @@ class Serve:
             hosts=self.allow_host,
             origins=self.allow_origin,
             fetch_images=self.fetch_images,
+            expander=chat_expander(),
             moderation=_moderation(),
             ttl=self.ttl,
             certificate=self.certificate,

@@ -46,7 +46,7 @@ class Video(Answer):
     eta_ms: int | None = None
     parent_id: str | None = None
     task: str
-    text: str | None = Field(default=None, description="What the model read.")
+    text: str | None = Field(default=None, description="What the model read, or is to read where that was asked for.")
     preview: bool = False
     loop: bool = False
     steps: int | None = None
@@ -225,10 +225,11 @@ class ModelList(Answer):
 
 
 class Expansion(Answer):
-    """A prompt and the caption that the model would read."""
+    """A prompt, and the caption that was made of it. A film that is asked for with both is made from that caption."""
 
     prompt: str
     text: str
+    source: str = Field(description="Who wrote it: `rules`, a chat model's name, or `none` where the prompt stays as it is.")
 
 
 class ProvenanceResult(Answer):

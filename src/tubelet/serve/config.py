@@ -6,11 +6,14 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tubelet.core.errors import UserError
 from tubelet.core.files import read_json
+
+if TYPE_CHECKING:
+    from tubelet.text.expand import Expander
 
 SYSTEM_FILE = "system.json"
 SHIPPED = Path(__file__).parents[1] / "weights"
@@ -152,6 +155,8 @@ class ServeConfig:
     """Fetch `image_url` from the internet. Data URLs and uploaded files work without."""
     webhooks_to_loopback: bool = False
     """Let webhooks go to http addresses on this machine: for trying them out."""
+    expander: Expander | None = None
+    """The chat model that rewrites prompts, the same one that the workers have; None: the rules of each system."""
     moderation: Moderation | None = None
     """Who is asked whether words may become a film; None: nobody."""
     ttl: float | None = None

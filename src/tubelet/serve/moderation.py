@@ -50,8 +50,8 @@ async def refuse_flagged(room: Service, request: Mapping[str, Any]) -> None:
 
 
 def words_of(request: Mapping[str, Any]) -> list[str]:
-    """What a person wrote into a job's request: its prompt and those of its shots."""
-    written = [request.get("prompt"), *(shot.get("prompt") for shot in request.get("shots") or ())]
+    """What a person wrote into a job's request: its prompt, what is to be read for it, and the prompts of its shots."""
+    written = [request.get("prompt"), request.get("text"), *(shot.get("prompt") for shot in request.get("shots") or ())]
     return [str(text) for text in written if text]
 
 

@@ -364,8 +364,10 @@ class _Job:
 
     def _settings(self, progress: Progress | None = None) -> dict[str, Any]:
         """What every task takes."""
-        expander = None
-        if self.request.get("expand") and self.expander is not None:
+        expander, text = None, self.request.get("text")
+        if text is not None:
+            expander = _Told(text)
+        elif self.request.get("expand") and self.expander is not None:
             expander = _Remembered(self.expander, None if self.journal is None else self.journal / "words.json")
         return {
             "steps": self.request.get("steps"),
@@ -563,6 +565,16 @@ def sheet(frames: int, size: Size) -> dict[str, Any]:
     scale = SHEET_SIDE / max(size)
     height, width = (max(1, round(side * scale)) for side in size)
     return {"columns": count, "rows": 1, "height": height, "width": width, "frames": _spread(frames, count)}
+
+
+class _Told:
+    """Stands for an expander where the one who asked says what is to be read, mostly because it was shown to him."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def expand(self, prompt: str) -> Expansion:
+        return Expansion(prompt, self._text, "request")
 
 
 class _Remembered:

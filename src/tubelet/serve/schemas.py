@@ -242,6 +242,9 @@ class Making(Asked):
     steps: Steps | None = Field(default=None, description="Solver steps; absent: the system's.")
     guidance: Guidance | None = Field(default=None, description="Strength of the prompt; 1 is plain, absent: the system's.")
     expand: bool = Field(default=True, description="Rewrite the prompt into the kind of caption that the model was trained on.")
+    text: Prompt | None = Field(
+        default=None, description="What the model is to read for the prompt, such as what /v1/expansions made of it."
+    )
     user: str | None = Field(default=None, max_length=512, description="Accepted and not used.")
 
 
@@ -381,9 +384,10 @@ class ProvenanceCheckCreate(Asked):
 
 
 class Expand(Asked):
-    """A short prompt."""
+    """A short prompt, and the model that is to read it."""
 
     prompt: Prompt
+    model: str | None = Field(default=None, max_length=100)
 
 
 EventType = Literal["video.completed", "video.failed"]

@@ -75,6 +75,8 @@ class Service:
     """Threads for uploads, apart from the others, so that decoding never holds up a poll."""
     askers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(32), repr=False)
     """Threads that wait for another server."""
+    writers_of_captions: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8), repr=False)
+    """Threads that wait for a chat model, which may take half a minute: they must not hold up the others."""
     animators: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1), repr=False)
     """Animated pictures that are made from films at once."""
     wipes: threading.Lock = field(default_factory=threading.Lock, repr=False)

@@ -67,6 +67,7 @@ def words_of(asked: Making) -> dict[str, Any]:
         "steps": asked.steps,
         "guidance": asked.guidance,
         "expand": asked.expand,
+        "text": asked.text,
     }
 
 
@@ -88,6 +89,7 @@ def blank(task: str, model: str, system: SystemFacts) -> dict[str, Any]:
         "steps": None,
         "guidance": None,
         "expand": True,
+        "text": None,
         "loop": False,
         "strength": None,
         "frames": None,

@@ -83,7 +83,7 @@ def video_of(job: Job, eta: int | None = None) -> Video:
         eta_ms=eta,
         parent_id=job.parent,
         task=task_of(job),
-        text=made["text"] if isinstance(made.get("text"), str) else None,
+        text=made["text"] if isinstance(made.get("text"), str) else asked.get("text"),
         preview=any(asset.role == "preview" for asset in job.outputs),
         loop=bool(asked.get("loop")),
         steps=asked.get("steps"),

@@ -94,8 +94,10 @@ class Draft {
   prompt = $state("");
   /** The filled-in words, where a person changed them. */
   text = $state<string | null>(null);
-  /** The words as the server would fill them in. */
-  filled = $state("");
+  /** What the server made of these words for that model; no text: nothing. */
+  filled = $state.raw({ words: "", model: "", text: "" });
+  /** All that it made so far: a chat model would say something else when asked again. */
+  private readonly known = new Map<string, string>();
   expand = $state(true);
   first = $state.raw<Picture | null>(null);
   last = $state.raw<Picture | null>(null);
@@ -151,6 +153,29 @@ class Draft {
 
   get length(): number {
     return (this.board ?? []).reduce((sum, shot) => sum + shot.seconds, 0);
+  }
+
+  /** The model that is to read the words; empty: the default one. */
+  get reader(): string {
+    return this.fresh ? this.model : this.clip?.model || this.clip?.film?.model || "";
+  }
+
+  /** Whether what is shown as filled in was made of the words as they are. */
+  get current(): boolean {
+    return this.filled.words === this.prompt.trim() && this.filled.model === this.reader;
+  }
+
+  /** Shows what is known to be read for the words; false: nobody knows yet. */
+  look(): boolean {
+    const [words, model] = [this.prompt.trim(), this.reader];
+    const text = this.known.get(`${model}\n${words}`);
+    if (text === undefined) return false;
+    this.filled = { words, model, text };
+    return true;
+  }
+
+  learn(words: string, model: string, text: string): void {
+    this.known.set(`${model}\n${words}`, text.trim() === words ? "" : text.trim());
   }
 
   reset(): void {
@@ -233,6 +258,7 @@ class Draft {
       const added = Number(film.seconds) - lengths.reduce((sum, length) => sum + length, 0);
       if (kind !== "blend" && (asked || added > 0)) this.seconds = asked || String(Number(added.toFixed(3)));
     } else gone = "the clip";
+    this.readAs(film);
     this.focus();
     if (gone) view.note(`What the film was made from is not here any more: bring ${gone} again.`, true);
     else view.note(same ? "Everything is as it was, the seed, too." : "Settings taken over, with a fresh seed.");
@@ -253,6 +279,7 @@ class Draft {
       if (settings.size) this.size = settings.size;
       if (settings.seconds && !this.board) this.seconds = settings.seconds;
     }
+    this.readAs(settings);
     this.focus();
     const alone = task === undefined || task === "film";
     view.note(`Settings taken over, with a fresh seed.${alone ? "" : " What the film was made from is not in its file."}`);
@@ -275,6 +302,11 @@ class Draft {
     this.loop = from.loop === true;
     this.board = from.shots?.length ? from.shots.map((shot) => card(shot.prompt, shot.seconds)) : null;
     this.takes = 1;
+  }
+
+  /** The words are read as they were then. */
+  private readAs(from: Pick<Film, "text">): void {
+    if (this.expand && from.text) this.learn(this.prompt.trim(), this.reader, from.text);
   }
 
   /** Pictures become first and last picture, a film the clip to work on, or the second one where two are needed. */
@@ -376,6 +408,7 @@ class Draft {
     if (this.steps.trim()) plain.steps = Number(this.steps);
     if (this.guidance.trim()) plain.guidance = Number(this.guidance);
     if (!this.expand || this.text !== null) plain.expand = false;
+    else if (this.current && this.filled.text && !(this.fresh && this.board)) plain.text = this.filled.text;
     const clip = this.clip;
     if (clip?.model) plain.model = clip.model;
     if (this.kind === "remix" && clip?.film) {

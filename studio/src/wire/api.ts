@@ -172,8 +172,9 @@ export const remove = (id: string): Promise<unknown> => json(`v1/videos/${id}`, 
 export const move = (id: string, place: number): Promise<Film> => json(`v1/videos/${id}/move`, post({ place }));
 export const queue = (): Promise<Queue> => json("v1/queue");
 export const pause = (paused: boolean): Promise<Queue> => json("v1/queue", post({ paused }));
-export const expand = (prompt: string, signal: AbortSignal): Promise<{ text: string }> =>
-  json("v1/expansions", { ...post({ prompt }), signal });
+/** `model` empty: the default one. */
+export const expand = (prompt: string, model: string, signal: AbortSignal): Promise<{ text: string }> =>
+  json("v1/expansions", { ...post(model ? { prompt, model } : { prompt }), signal });
 
 export const ownKey = (): Promise<KeyState> => json("v1/key");
 export const keys = async (): Promise<Key[]> => (await json<{ data: Key[] }>("v1/keys")).data;

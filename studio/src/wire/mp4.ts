@@ -4,6 +4,8 @@ export interface Settings {
   prompt: string;
   /** False: the model read the words as they are. */
   expand?: boolean;
+  /** What the model read. */
+  text?: string;
   /** The system that made it. */
   model?: string;
   steps?: number;
@@ -91,6 +93,7 @@ export async function readSettings(file: Blob): Promise<Settings | null> {
     return {
       prompt,
       expand: inner.text !== inner.prompt || inner.text === undefined,
+      text: inner.text,
       model,
       steps,
       guidance,

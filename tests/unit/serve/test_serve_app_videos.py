@@ -606,7 +606,7 @@ def test_a_file_is_forgotten_when_it_was_said(rig: Rig, monkeypatch: pytest.Monk
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "expires_after.seconds")
 
 
-def test_models_and_expansions(idle: Rig) -> None:
+def test_models(idle: Rig) -> None:
     models = idle.client.get("/v1/models").json()["data"]
     assert [model["id"] for model in models] == ["tiny", "sora-2", "sora-2-pro"]
     assert models[0]["system"] == models[1]["system"] == "tiny"
@@ -615,7 +615,3 @@ def test_models_and_expansions(idle: Rig) -> None:
     assert idle.client.get("/v1/models/sora-2").json() == models[1]
     gone = idle.client.get("/v1/models/gpt-4")
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
-    dense = idle.client.post("/v1/expansions", json={"prompt": "a red ball bounces"}).json()
-    assert dense["prompt"] == "a red ball bounces"
-    assert len(dense["text"]) > 60
-    assert idle.client.post("/v1/expansions", json={"prompt": "tax law"}).json()["text"] == "tax law"

@@ -138,6 +138,7 @@ def test_a_picture_is_shown_as_one_is(endpoint: tuple[str, type[Endpoint]]) -> N
 def test_what_a_person_wrote() -> None:
     assert words_of({"prompt": "a", "shots": [{"prompt": "b"}, {"prompt": "c"}]}) == ["a", "b", "c"]
     assert words_of({"prompt": "", "shots": None}) == []
+    assert words_of({"prompt": "a", "text": "a, and more", "shots": None}) == ["a", "a, and more"]
 
 
 def test_it_is_configured_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

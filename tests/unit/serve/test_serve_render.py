@@ -404,6 +404,12 @@ def test_what_the_model_read_is_in_the_result_and_stays_when_a_job_goes_on(make:
     assert again.result["text"] == f"{WORDS}, take 1"
     assert make(ask(expand=True), tmp_path / "other", expander=fickle).result["text"] == f"{WORDS}, take 2"
 
+    shown = ask(expand=True, text="A red ball, and a wall.")
+    told = make(shown, tmp_path / "shown", expander=fickle)
+    assert told.result["text"] == "A red ball, and a wall.", "what was shown wins over what would be said now"
+    assert (told.clips[0].settings["prompt"], fickle.said) == (WORDS, 2)
+    assert make(shown).result["text"] == "A red ball, and a wall.", "whatever this worker can expand"
+
     class Down:
         def expand(self, prompt: str) -> Expansion:
             raise UserError("http://10.0.0.7/secret answered 500; check the address")

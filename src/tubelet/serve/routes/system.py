@@ -12,13 +12,14 @@ from fastapi.responses import JSONResponse
 from tubelet.serve.answers import Expansion, Health, Model, ModelList, ProvenanceCheck, ProvenanceResult, Queue
 from tubelet.serve.config import OFFERED_SECONDS, OFFERED_SIZES, SystemFacts
 from tubelet.serve.errors import ApiError, invalid
+from tubelet.serve.expansions import expanded
 from tubelet.serve.metrics import CONTENT_TYPE
 from tubelet.serve.openapi import operations, takes
 from tubelet.serve.records import StorageFull
 from tubelet.serve.requests import Upload
 from tubelet.serve.schemas import Expand, PauseQueue, ProvenanceCheckCreate
 from tubelet.serve.service import Admin, Body, Maker, Reader, Room, Service
-from tubelet.serve.submit import read_as
+from tubelet.serve.submit import read_as, system_of
 from tubelet.serve.view import written
 
 router = operations("server")
@@ -90,17 +91,13 @@ def _queue(room: Service) -> Queue:
 
 @router.post("/v1/expansions", response_model=Expansion, openapi_extra=takes(Expand))
 async def expand_prompt(room: Room, _: Maker, fields: Body) -> Expansion:
-    """The caption that the default model would read for a prompt. One that names none of its scenes stays as it is."""
+    """What is made of a prompt for a model to read, by a chat model where this server has one, else by the model's own rules.
+
+    A film gets this very caption when it is asked for with it, as `text` beside the prompt. Without, its worker expands the
+    prompt itself, and a chat model may say something else then.
+    """
     asked = read_as(Expand, fields)
-    ruled = room.config.systems[room.config.default].expander is not None
-    return Expansion(prompt=asked.prompt, text=await room.read(_expanded, asked.prompt) if ruled else asked.prompt)
-
-
-def _expanded(prompt: str) -> str:
-    from tubelet.worlds.expand import compose_dense, parse_scene
-
-    scene = parse_scene(prompt)
-    return prompt if scene is None else compose_dense(scene)
+    return await expanded(room, system_of(room, asked.model)[1], asked.prompt)
 
 
 @router.get("/v1/provenance/root.pem", response_class=Response, responses={200: {"content": {"application/x-pem-file": {}}}})

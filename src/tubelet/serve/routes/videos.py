@@ -80,6 +80,8 @@ async def _from_words(room: Service, caller: Caller, asked: VideoCreate, model: 
             raise invalid(f"'{name}' needs a 'mode'; to work on one film use /v1/videos/edits or /extensions.", name)
     pictures = {"reference": ("input_reference", asked.input_reference), "last": ("last_reference", asked.last_reference)}
     given = [name for name, reference in pictures.values() if reference is not None]
+    if asked.text is not None and asked.shots:
+        raise invalid("'text' stands for one prompt, and each shot has its own; leave it out.", "text")
     if asked.loop and (given or asked.shots):
         raise invalid("A loop has no beginning and no end; leave out the pictures and shots, or the loop.", "loop")
     taken = {
