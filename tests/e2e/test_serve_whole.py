@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tiny_system import save_tiny
 
 from tubelet.media.decode import probe
 from tubelet.serve.jobs import Jobs
@@ -130,6 +131,25 @@ def test_a_film_from_words_to_credentials(serve: Callable[..., Server], tubelet:
     assert server.http.get("/readyz").status_code == 200
     assert server.end() == 0
     assert not [line for line in server.lines if "red ball" in line]
+
+
+def test_each_system_has_its_workers(serve: Callable[..., Server], tmp_path: Path) -> None:
+    other = save_tiny(tmp_path / "other", seed=1, name="other")
+    server = serve("--alias", f"sora-2-pro={other}", "--alias", "mine=tiny")
+    names = ["tiny", "mine", "sora-2", "sora-2-pro", "other"]
+    until(lambda: server.http.get("/readyz").status_code == 200)
+    assert {model["id"] for model in server.http.get("/v1/models").json()["data"]} == set(names)
+    made = {name: server.ask(model=name, seconds="1", seed=5) for name in names}
+    for id in made.values():
+        until(lambda id=id: server.video(id)["status"] == "completed")
+    jobs = Jobs.open(f"sqlite:///{tmp_path / 'data' / 'tubelet.db'}")
+    with contextlib.closing(jobs):
+        systems = {name: found.result["system"] for name, id in made.items() if (found := jobs.get(id, None))}
+        workers = {worker["id"]: worker["system"] for worker in jobs.workers()}
+    assert systems == {"tiny": "tiny", "mine": "tiny", "sora-2": "tiny", "sora-2-pro": "other", "other": "other"}
+    begun = {line["job"]: workers[line["worker"]] for line in server.events("started")}
+    assert begun == {made[name]: system for name, system in systems.items()}, "each by a worker that has it"
+    assert server.end() == 0
 
 
 def test_a_killed_worker_and_a_stopped_server_cost_nothing(serve: Callable[..., Server], tmp_path: Path) -> None:

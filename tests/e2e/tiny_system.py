@@ -14,7 +14,7 @@ from tubelet.text.bpe import train
 from tubelet.text.own import OwnTextConfig, OwnTextEncoder
 
 
-def save_tiny(folder: Path, seed: int = 0) -> Path:
+def save_tiny(folder: Path, seed: int = 0, name: str = "tiny") -> Path:
     """A system of random weights, native 32 x 32 pixels and 5 frames, strides 1 x 8 x 8 and patch 2 x 2 x 2."""
     torch.manual_seed(seed)
     codec = build_codec("causal_conv", {"channels": 4, "fine_width": 16, "coarse_width": 16, "decoder_blocks": [1, 1, 1]})
@@ -26,7 +26,7 @@ def save_tiny(folder: Path, seed: int = 0) -> Path:
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     save_system(
         folder,
-        name="tiny",
+        name=name,
         codec=("causal_conv", codec),
         denoiser=("spacetime", denoiser),
         text=("own", text),

@@ -27,7 +27,10 @@ class Serve:
     """Answer Sora's video API on this machine, with the studio at its root. Stop it with Ctrl-C; nothing is lost."""
 
     system: Annotated[str, arg(metavar="NAME|FOLDER")] = DEFAULT_SYSTEM
-    """A shipped system's name, or a folder that holds one."""
+    """A shipped system's name, or a folder that holds one. It makes what names no other model."""
+    alias: Annotated[Repeated, arg(metavar="NAME=SYSTEM", help_behavior_hint="(repeatable)")] = ()
+    """A name under which clients ask for a system, such as sora-2=worlds-64. A system that is only named here is served, too,
+    by workers of its own. Without it sora-2 and sora-2-pro are --system."""
     host: str = "127.0.0.1"
     """Where to listen. Anything but this machine needs --keys."""
     port: int = 8000
@@ -37,7 +40,7 @@ class Serve:
     store: Address = None
     """The job store: sqlite:///FILE or postgresql://USER@HOST/NAME."""
     device: Annotated[str, arg(metavar="NAME,...")] = "auto"
-    """auto, cpu, cuda or mps; a worker is started for each of several, e.g. cuda:0,cuda:1."""
+    """auto, cpu, cuda or mps; a worker is started for each of several, e.g. cuda:0,cuda:1, and for each system."""
     keys: Annotated[bool, arg(help_behavior_hint="")] = False
     """Ask every client for an API key; `tubelet keys` makes them."""
     cap: int = 100
@@ -56,13 +59,15 @@ class Serve:
     """The private key of --certificate."""
 
     def __call__(self) -> None:
-        from tubelet.serve.config import ServeConfig, read_systems
+        from tubelet.serve.config import ServeConfig, read_served
         from tubelet.serve.logs import write_to_stderr
         from tubelet.serve.supervisor import serve
 
+        systems, aliases = read_served(self.system, self.alias)
         config = ServeConfig(
             data=_folder(self.data),
-            systems=read_systems([self.system]),
+            systems=systems,
+            aliases=aliases,
             host=self.host,
             port=self.port,
             keys=self.keys,
@@ -83,18 +88,19 @@ class Serve:
         environment = {**os.environ, STORE: url}
 
         def announce(address: str) -> None:
-            print(f"{config.default} at {address}, films in {config.data}", flush=True)
+            print(f"{', '.join(config.systems)} at {address}, films in {config.data}", flush=True)
 
-        commands = [self._worker(device, config.data) for device in self.device.split(",")]
+        devices = self.device.split(",")
+        commands = [self._worker(facts.folder, device, config.data) for facts in systems.values() for device in devices]
         code = serve(config, url, commands, environment=environment, announce=announce)
         if code:
             print("tubelet: no worker could be started; what it said stands above", file=sys.stderr)
             sys.exit(code)
 
-    def _worker(self, device: str, data: Path) -> Any:
+    def _worker(self, system: Path, device: str, data: Path) -> Any:
         """The command line of a worker, by the name that it is to have."""
         given = {
-            "--system": self.system,
+            "--system": system,
             "--data": data,
             "--device": device,
             "--ttl": self.ttl,
@@ -112,7 +118,8 @@ class Serve:
 
 @dataclass(frozen=True)
 class Work:
-    """Make the films of a server's queue. `tubelet serve` starts one for each device; more may work for the same store."""
+    """Make the films of a server's queue that are for one system. `tubelet serve` starts one for each device; more may work for
+    the same store."""
 
     system: Annotated[str, arg(metavar="NAME|FOLDER")] = DEFAULT_SYSTEM
     """A shipped system's name, or a folder that holds one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,9 @@ SHIPPED = Path(__file__).parents[1] / "weights"
 OFFERED_SIZES = ("1280x720", "720x1280", "1792x1024", "1024x1792", "1920x1080", "1080x1920")
 """Width x height, as Sora's clients ask for. A film is made at the system's own area and brought to the size."""
 OFFERED_SECONDS = (4, 8, 12, 16, 20)
+SORA_NAMES = ("sora-2", "sora-2-pro")
+"""What Sora's clients ask for."""
+_ALIAS = re.compile(r"([!-<>-~]{1,100})=(.+)")
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,29 @@ def read_systems(names: Iterable[str | Path]) -> dict[str, SystemFacts]:
             raise UserError(f"two systems are called {facts.name!r}; serve one of them")
         found[facts.name] = facts
     return found
+
+
+def read_served(system: str, aliases: Iterable[str]) -> tuple[dict[str, SystemFacts], dict[str, str]]:
+    """What a server serves: its systems, the default one first, and the systems' further names.
+
+    `aliases` are written NAME=SYSTEM. SYSTEM is, like `system`, a shipped name or a folder, which is then served, too, or the
+    name of one that is. Sora's names are the default system's unless they say otherwise. Raises UserError.
+    """
+    systems, named = read_systems([system]), dict[str, str]()
+    default = next(iter(systems))
+    for alias in aliases:
+        found = _ALIAS.fullmatch(alias)
+        if found is None:
+            raise UserError(f"an alias is a name without blanks and a system, like sora-2={default}, got {alias!r}; correct it")
+        name, wanted = found.groups()
+        if name in named:
+            raise UserError(f"the alias {name!r} is given twice; give it once")
+        if wanted not in systems:
+            ((wanted, facts),) = read_systems([wanted]).items()
+            if not facts.folder.samefile(systems.setdefault(wanted, facts).folder):
+                raise UserError(f"two systems are called {wanted!r}; serve one of them")
+        named[name] = wanted
+    return systems, {name: default for name in SORA_NAMES if name not in systems} | named
 
 
 def is_loopback(host: str) -> bool:
@@ -189,7 +216,7 @@ class ServeConfig:
             raise UserError("a server needs at least one system; name one, such as worlds-64")
         object.__setattr__(self, "default", self.default or next(iter(self.systems)))
         if self.aliases is None:
-            object.__setattr__(self, "aliases", {"sora-2": self.default, "sora-2-pro": self.default})
+            object.__setattr__(self, "aliases", dict.fromkeys(SORA_NAMES, self.default))
         for name in (self.default, *self.named.values()):
             if name not in self.systems:
                 raise UserError(f"there is no system {name!r} to serve; choose one of {', '.join(self.systems)}")

@@ -170,7 +170,8 @@ class Database:
                     make_tables(connection)
                 elif version < SCHEMA:
                     for statement in itertools.chain.from_iterable(STEPS[version - 1 :]):
-                        connection.exec_driver_sql(statement)
+                        plain = statement if isinstance(statement, str) else statement[connection.dialect.name]
+                        connection.exec_driver_sql(plain)
                     connection.execute(update(NUMBERS).where(NUMBERS.c.name == "schema").values(value=SCHEMA))
         if version > SCHEMA:
             raise UserError(

@@ -103,7 +103,7 @@ class Jobs:
             id = new_id(kind, now)
             values = {"id": id, "kind": kind, "owner": owner, "state": "queued", "request": words, "created_at": now}
             values |= {"place": next_sequence(db), "parent": parent, "key": key, "fingerprint": fingerprint}
-            values |= {"request_id": request_id, "traceparent": traceparent}
+            values |= {"request_id": request_id, "traceparent": traceparent, "system": str(request.get("system") or "")}
             db.execute(insert(JOBS).values(values))
             return tell(db, id, "queued", now), True
 
@@ -256,13 +256,16 @@ class Jobs:
 
     # The workers' side.
 
-    def claim(self, worker: str, *, kinds: Sequence[str] = ("video", "image")) -> Claim | None:
+    def claim(
+        self, worker: str, *, kinds: Sequence[str] = ("video", "image"), systems: Sequence[str] | None = None
+    ) -> Claim | None:
         """The next job of these kinds, leased to `worker`; None when there is none or the queue is paused.
 
+        With `systems` only jobs for one of these, or for no system by name; those of others wait for a worker that has theirs.
         Jobs of a key of which as many run as may (`running` of its document) wait, and those behind them go first.
         """
         with self._database.read() as db:  # idle workers ask often and should not hold up those who write
-            worth = (ran_out(self._clock()), _waiting(db, kinds))
+            worth = (ran_out(self._clock()), _waiting(db, kinds, systems))
             if all(db.execute(select(JOBS.c.id).where(one).limit(1)).first() is None for one in worth):
                 return None
         with self._database.write() as db:
@@ -271,7 +274,8 @@ class Jobs:
             self._take_back(db, now)
             if _paused(db):
                 return None
-            first = select(JOBS.c.id, JOBS.c.attempt).where(_waiting(db, kinds)).order_by(JOBS.c.place).limit(1)
+            waiting = _waiting(db, kinds, systems)
+            first = select(JOBS.c.id, JOBS.c.attempt).where(waiting).order_by(JOBS.c.place).limit(1)
             row = db.execute(first.with_for_update(skip_locked=True)).first()
             if row is None:
                 return None
@@ -483,9 +487,11 @@ def _refuse_over(db: Connection, kind: str, owner: str, cap: int | None, own_cap
         raise QueueFull(min(60, max(1, math.ceil(sum(seconds) / len(seconds)))) if seconds else 10)
 
 
-def _waiting(db: Connection, kinds: Sequence[str]) -> ColumnElement[bool]:
+def _waiting(db: Connection, kinds: Sequence[str], systems: Sequence[str] | None) -> ColumnElement[bool]:
     """Which jobs could be begun now."""
     ready = (JOBS.c.state == "queued") & JOBS.c.kind.in_(kinds)
+    if systems is not None:
+        ready &= JOBS.c.system.in_(("", *systems))
     running = select(JOBS.c.owner, func.count()).where(JOBS.c.state == "in_progress").group_by(JOBS.c.owner)
     busy = []
     for owner, number in db.execute(running).all():

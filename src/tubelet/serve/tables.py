@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sqlalchemy import BigInteger, Boolean, Column, Connection, Double, Index, Integer, MetaData, Table, Text, insert
 
 from tubelet.serve.records import TOTALS
@@ -45,7 +47,9 @@ JOBS = Table(
     Column("fingerprint", Text),
     Column("request_id", Text),
     Column("traceparent", Text),
+    Column("system", Text, nullable=False, server_default=""),  # the system that it is for; empty: any
     Index("jobs_queue", "state", "place"),
+    Index("jobs_of_system", "state", "system", "place"),
     Index("jobs_age", "state", "created_at"),
     Index("jobs_of_owner", "owner", "state"),
     Index("jobs_page", "kind", "created_at", "id"),
@@ -89,7 +93,7 @@ DOCUMENTS = Table(
 )
 
 
-STEPS: tuple[tuple[str, ...], ...] = (
+STEPS: tuple[tuple[str | Mapping[str, str], ...], ...] = (
     # A full queue says when to come again, how long the oldest has waited and what is a key's own, with 10,000 jobs too.
     ("CREATE INDEX jobs_age ON jobs (state, created_at)", "CREATE INDEX jobs_of_owner ON jobs (owner, state)"),
     # What a key keeps is counted from its jobs and documents.
@@ -101,8 +105,18 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "INSERT INTO numbers (name, value) VALUES ('probes', 0), ('attempts', 0), ('leases_lost', 0), ('steps', 0), "
         "('signed', 0), ('out_of_memory', 0)",
     ),
+    # Workers take the jobs of the system that they have.
+    (
+        "ALTER TABLE jobs ADD COLUMN system TEXT NOT NULL DEFAULT ''",
+        {
+            "sqlite": "UPDATE jobs SET system = coalesce(json_extract(request, '$.system'), '')",
+            "postgresql": "UPDATE jobs SET system = coalesce(CAST(request AS json) ->> 'system', '')",
+        },
+        "CREATE INDEX jobs_of_system ON jobs (state, system, place)",
+    ),
 )
-"""What turns tables of schema n + 1 into those of n + 2, statement by statement. A step stays as it was written."""
+"""What turns tables of schema n + 1 into those of n + 2, statement by statement, where need be by the name of the dialect. A
+step stays as it was written."""
 
 SCHEMA = 1 + len(STEPS)
 """The version of the tables above."""

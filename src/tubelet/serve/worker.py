@@ -187,7 +187,7 @@ class Worker:
 
     def turn(self) -> bool:
         """Take one job, if there is one, and see it to its end. Raises StorageFull when the queue cannot be written."""
-        claim = self.jobs.claim(self.name)
+        claim = self.jobs.claim(self.name, systems=(self.system.name,))
         if claim is None:
             return False
         _Attempt(self, claim).run()
@@ -318,8 +318,6 @@ class _Attempt:
         if request.get("watched") and not self._watched:
             self._say("this worker has no moderation endpoint that is shown frames, and the server has one")
             raise _Refused("moderation_unavailable", UNCHECKED)
-        if request.get("system") not in (None, self._worker.system.name):
-            raise UserError(f"this server has no system {request['system']}; ask for {self._worker.system.name}")
         try:
             rendered = self._rendered(lean=False)
         except OutOfMemory:

@@ -42,7 +42,7 @@ class FakeWorker:
     thread: threading.Thread | None = None
 
     def start(self) -> FakeWorker:
-        self.jobs.hello("fake", {"device": "cpu"})
+        self.jobs.hello("fake", {"device": "cpu", "system": "tiny"})
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         return self

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -470,10 +471,12 @@ def test_who_asks_often_whether_it_is_ready_makes_it_write_no_more_often(rig: Ri
     assert len(probes) == 2
 
 
-def test_ready_needs_a_worker(tmp_path: Path) -> None:
-    with serving(tmp_path, working=False) as rig:
+def test_ready_needs_a_worker_of_each_system(tmp_path: Path) -> None:
+    with serving(tmp_path, working=False, systems={"tiny": TINY, "other": replace(TINY, name="other")}) as rig:
         assert rig.client.get("/readyz").status_code == 503
-        rig.jobs.hello("w", {})
+        rig.jobs.hello("w", {"system": "tiny"})
+        assert rig.client.get("/readyz").json()["checks"]["worker"] is False
+        rig.jobs.hello("v", {"system": "other"})
         assert rig.client.get("/readyz").json() == {
             "status": "ok",
             "checks": {"database": True, "disk": True, "worker": True, "taking_jobs": True},
@@ -520,6 +523,7 @@ def hook(event, args):
         raise SystemExit(f"unpickled {args[1:]}")
 sys.addaudithook(hook)
 sys.path.insert(0, sys.argv[1])
+from dataclasses import replace
 from pathlib import Path
 from api_rig import png, serving
 with serving(Path(sys.argv[2])) as rig:

@@ -48,7 +48,8 @@ def test_an_older_database_becomes_what_a_new_one_is_and_keeps_every_row(url: st
     assert (failed.owner, failed.error) == ("anna", {"code": "invalid_request", "message": "It cannot be made."})
     assert store.create({}, key="wish 1", fingerprint="f1", window=1e12) == (done, False), "keys are still known"
     assert store.sweep() == 1, "the worker of then is gone"
-    claim = store.claim("two", kinds=("video",))
+    assert store.claim("other", systems=("other",)) is None
+    claim = store.claim("two", kinds=("video",), systems=("worlds-64",))
     assert claim is not None
     assert (claim.job.id, claim.attempt) == (running.id, 2)
     assert (claim.job.request_id, claim.job.traceparent) == (None, None)

@@ -53,7 +53,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 def go_on(rig: Rig) -> None:
     """A paused queue would make no more pictures, and a worker that is not heard of counts as gone."""
     rig.jobs.pause(False)
-    rig.jobs.hello("fake", {"device": "cpu"})
+    rig.jobs.hello("fake", {"device": "cpu", "system": "tiny"})
 
 
 @pytest.mark.parametrize(

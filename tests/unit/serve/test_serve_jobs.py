@@ -227,6 +227,20 @@ def test_jobs_are_handed_out_in_order_once_and_by_kind(store: Jobs, clock: Clock
     assert store.claim("four") is None
 
 
+def test_a_worker_gets_the_jobs_of_the_systems_that_it_has(store: Jobs, clock: Clock) -> None:
+    large, any_system, small = (store.create({"prompt": "p", "system": system})[0] for system in ("large", None, "small"))
+    assert store.claim("none", systems=("medium",)).job.id == any_system.id  # type: ignore[union-attr]
+    assert store.claim("none", systems=("medium",)) is None
+    claim = store.claim("one", systems=("small",))
+    assert claim is not None
+    assert claim.job.id == small.id, "others before it wait for their own worker"
+    assert store.release(claim)
+    clock.now += 1000  # the lease of the one for any system runs out, which needs no system
+    assert store.claim("two", systems=("small",)).job.id == any_system.id  # type: ignore[union-attr]
+    assert store.claim("two", systems=("small", "large")).job.id == large.id  # type: ignore[union-attr]
+    assert store.claim("three").job.id == small.id  # type: ignore[union-attr]
+
+
 def test_many_workers_never_share_a_job(store: Jobs, url: str, clock: Clock) -> None:
     made = {new(store).id for _ in range(24)}
     other = Jobs.open(url, clock=clock)

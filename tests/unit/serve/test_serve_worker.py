@@ -104,12 +104,6 @@ def test_a_wrong_wish_fails_with_its_sentence(place: Place, system: System, more
     assert place.journals == []
 
 
-def test_a_job_of_another_system_fails(place: Place, system: System) -> None:
-    job = place.jobs.create({**ask(), "system": "huge"})[0]
-    place.worker(system).turn()
-    assert "no system huge" in (place.job(job).error or {})["message"]
-
-
 def test_an_unforeseen_error_says_nothing_to_the_client_and_no_words_to_the_log(
     place: Place, system: System, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -190,6 +184,16 @@ def test_a_worker_without_its_parent_stops(place: Place, system: System) -> None
     assert place.job(job).state == "queued"
     idle = place.worker(system, parent=1 if os.getppid() != 1 else 2)
     assert idle.run() == 0
+
+
+def test_a_worker_leaves_the_jobs_of_other_systems_to_others(place: Place, system: System) -> None:
+    other = place.jobs.create({**place.ask().request, "system": "other"})[0]
+    worker = place.worker(system)
+    assert worker.turn()
+    assert not worker.turn()
+    assert place.job(other).state == "queued"
+    assert place.worker(replace(system, config=replace(system.config, name="other"))).turn()
+    assert place.job(other).state == "completed"
 
 
 def test_a_worker_that_lost_its_job_leaves_it_alone(place: Place, system: System) -> None:

@@ -169,8 +169,8 @@ async def healthz() -> Health:
 
 @router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
 async def readyz(room: Room) -> Response:
-    """The server can take a job and make a film: its database can be written, its disk has room, a worker has its system
-    loaded."""
+    """The server can take a job and make a film: its database can be written, its disk has room, each of its systems is loaded
+    by a worker."""
     writable = await room.writable()
     checks = {"database": writable, **await room.read(_ready, room), "taking_jobs": not room.draining}
     fine = all(checks.values())
@@ -180,7 +180,7 @@ async def readyz(room: Room) -> Response:
 
 def _ready(room: Service) -> dict[str, bool]:
     try:
-        worker = room.workers_alive() > 0
+        worker = set(room.config.systems) <= {said.get("system") for said in room.workers()}
     except StorageFull:
         worker = False
     return {"disk": room.store.free() >= room.store.reserve, "worker": worker}
