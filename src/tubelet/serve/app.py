@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response
 from starlette.routing import Route
 
-from tubelet.serve import animated
+from tubelet.serve import animated, scrub
 from tubelet.serve.config import ServeConfig
 from tubelet.serve.errors import ApiError, install
 from tubelet.serve.feed import Event, Feed
@@ -27,6 +27,7 @@ from tubelet.serve.openapi import describe
 from tubelet.serve.outbound import Outbound
 from tubelet.serve.records import Job
 from tubelet.serve.routes import characters, files, images, keys, system, videos, webhooks
+from tubelet.serve.scrub import Scrub
 from tubelet.serve.service import Service
 from tubelet.serve.webhooks import Deliveries
 
@@ -107,6 +108,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     deliveries = Deliveries(room.jobs, room.outbound, room.metrics)
     room.outbox_changed = deliveries.woken.set
     work = [room.feed.run(), deliveries.run(), _every(SWEEP, room, _sweep), _every(TIDY, room, _tidy)]
+    work.append(_every(scrub.PAUSE, Scrub(room.jobs, room.store), Scrub.scrub))
     tasks = [asyncio.create_task(coroutine) for coroutine in work]
     try:
         yield
@@ -117,11 +119,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _every(seconds: float, room: Service, work: Any) -> None:
+async def _every(seconds: float, about: Any, work: Any) -> None:
     """Do something now and again for as long as the process runs. What fails is tried again next time."""
     while True:
         try:
-            await anyio.to_thread.run_sync(work, room)
+            await anyio.to_thread.run_sync(work, about)
         except Exception as error:  # noqa: BLE001  one failed round must not end all further ones
             log_failure(work.__name__.strip("_"), error)
         await asyncio.sleep(seconds)

@@ -12,6 +12,10 @@ from tubelet.serve.rows import add, find_job, kind_of, new_id, next_sequence, te
 from tubelet.serve.tables import DOCUMENTS, EVENTS, JOBS
 
 CANCELLED = {"code": "cancelled", "message": "The job was cancelled."}
+DAMAGED = {
+    "code": "file_damaged",
+    "message": "The film was made, and the server's disk has damaged its file since; ask for it again, with the same seed.",
+}
 
 
 def held_row(db: Connection, claim: Claim) -> Any:

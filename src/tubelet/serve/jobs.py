@@ -17,13 +17,13 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
-from tubelet.serve.changes import CANCELLED, change_job, end_job, held_row, ran_out, record, requeue, take_back, tell
+from tubelet.serve.changes import CANCELLED, DAMAGED, change_job, end_job, held_row, ran_out, record, requeue, take_back, tell
 from tubelet.serve.database import Database
 from tubelet.serve.records import KEYS, TOTALS, Asset, Claim, Job, KeyConflict, Page, QueueFull, Signal, Total
 from tubelet.serve.rows import SELECT, add, created_at, find_job, job_of, lock_events, new_id, next_sequence, positions, text_of
@@ -339,6 +339,26 @@ class Jobs:
             self._see(db, claim.worker, None, now)
             end_job(db, held.id, "failed", now, error=text_of({"code": code, "message": message}))
             return True
+
+    def damage(self, id: str, assets: Container[str]) -> Job | None:
+        """Some of a film's files, by their ids, are no longer what was made. Returns the job as it is now; None when none of
+        them is a finished job's.
+
+        Without the film itself the job has failed, code "file_damaged", event and webhooks as with `fail`; its outputs are
+        still named, so that what is left goes only when the job is deleted. A smaller file is just no longer among them.
+        """
+        with self._database.write() as db:
+            job = find_job(db, id, None, lock=True)
+            if job is None or job.state != "completed":
+                return None
+            good = [dataclasses.asdict(asset) for asset in job.outputs if asset.id not in assets]
+            if len(good) == len(job.outputs):
+                return None
+            if any(asset.role in ("video", "image") and asset.id in assets for asset in job.outputs):
+                kept = text_of([dataclasses.asdict(asset) for asset in job.outputs])
+                return end_job(db, id, "failed", self._clock(), error=text_of(DAMAGED), progress=99, outputs=kept)
+            db.execute(update(JOBS).where(JOBS.c.id == id).values(outputs=text_of(good)))
+            return find_job(db, id, None)
 
     def release(self, claim: Claim) -> bool:
         """Give a job back, to its old place in the queue; it does not count as a crash. False: the claim was lost."""

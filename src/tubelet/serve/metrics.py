@@ -18,6 +18,7 @@ RENDER_SECONDS = (0.5, 2.0, 5.0, 15.0, 60.0, 300.0, 1800.0)
 STAGES = ("text", "denoise", "decode", "encode", "look", "mark", "sign", "store", "all")
 FAILURES = (
     "cancelled",
+    "file_damaged",
     "invalid_request",
     "moderation_blocked",
     "moderation_unavailable",
@@ -25,7 +26,16 @@ FAILURES = (
     "render_failed",
     "worker_crashed",
 )
-REFUSALS = ("draining", "insufficient_quota", "internal_error", "queue_full", "rate_limit_exceeded", "storage_full")
+REFUSALS = (
+    "draining",
+    "insufficient_quota",
+    "internal_error",
+    "queue_full",
+    "rate_limit_exceeded",
+    "request_timeout",
+    "storage_full",
+    "too_many_connections",
+)
 
 Labels = tuple[str, ...]
 

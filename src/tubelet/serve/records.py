@@ -35,10 +35,10 @@ class Job:
     """One film to make, or made. Times are unix seconds.
 
     `id` is "video_" or "image_" and 26 of [0-9a-z]; `owner` is the id of a key, "local" without keys. `progress` is 0 to
-    100, never falls, and is 100 only when completed. `attempt` counts the claims so far and is the fencing token. `error` is
-    {"code", "message"}. `result` is what the worker says of the film. `parent` is the job it was made from. `cancelled` says
-    that someone asked to stop it. `position` is the place in the queue, 1 is next; None unless queued. `request_id` and
-    `traceparent` are those of the HTTP request that made it, where there were any.
+    100, never falls while the job is made, and is 100 only when completed. `attempt` counts the claims so far and is the
+    fencing token. `error` is {"code", "message"}. `result` is what the worker says of the film. `parent` is the job it was
+    made from. `cancelled` says that someone asked to stop it. `position` is the place in the queue, 1 is next; None unless
+    queued. `request_id` and `traceparent` are those of the HTTP request that made it, where there were any.
     """
 
     id: str

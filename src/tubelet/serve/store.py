@@ -99,7 +99,7 @@ class Store:
                 self._sync()
 
     def verify(self, asset: Asset) -> bool:
-        """Whether the file is there with the size and the bytes that the asset says."""
+        """Whether the file is there with the size and the bytes that the asset says. Raises OSError when it cannot be read."""
         path = self.path(asset.id)
         if path is None:
             return False
@@ -108,7 +108,7 @@ class Store:
                 if os.fstat(file.fileno()).st_size != asset.bytes:
                     return False
                 return hashlib.file_digest(file, "sha256").hexdigest() == asset.id
-        except OSError:
+        except FileNotFoundError:  # removed meanwhile
             return False
 
     def sweep(self, keep: set[str], older_than: float = 3600.0) -> int:

@@ -200,6 +200,17 @@ def test_verify_sees_every_change(store: Store) -> None:
     assert store.path(asset.id) is None
 
 
+def test_a_disk_that_cannot_be_read_says_nothing_of_the_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    asset = store.put(DATA, "video", "video/mp4")
+
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(hashlib, "file_digest", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        store.verify(asset)
+
+
 def test_sweep_keeps_what_is_named_and_what_is_young(store: Store) -> None:
     named, young, orphan = (store.put(text, "video", "video/mp4").id for text in (b"named", b"young", b"orphan"))
     torn = store.folder / ".part-0123"
