@@ -27,6 +27,7 @@ def recipe() -> WorldsRecipe:
         start="runs/worlds-64-all/system",
         clips=replace(fourth.clips, denoiser=60_000),
         budget=69_632,
+        sampling=replace(fourth.sampling, guidance=2.0),
         workers=14,
         denoise=replace(
             fourth.denoise,
