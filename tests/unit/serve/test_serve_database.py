@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import full_disk
@@ -13,6 +16,7 @@ from postgres_server import address, as_operator
 
 from tubelet.core.errors import UserError
 from tubelet.serve import database
+from tubelet.serve.database import HELD
 from tubelet.serve.jobs import Jobs
 from tubelet.serve.records import StorageFull
 
@@ -97,6 +101,37 @@ def test_sqlite_syncs_every_commit(sqlite_url: str) -> None:
         assert db.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert db.exec_driver_sql("PRAGMA synchronous").scalar() == 2
     store.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in /proc")
+def test_sqlite_opens_all_that_it_holds_at_once_and_keeps_few_pages(sqlite_url: str) -> None:
+    """What is opened and cached later looks like a leak for hours."""
+
+    def files() -> int:
+        return sum(name.startswith(sqlite_url.removeprefix("sqlite:///")) for name in map(_target, os.listdir("/proc/self/fd")))
+
+    store = Jobs.open(sqlite_url)
+    begun, together = files(), threading.Barrier(HELD)
+
+    def read() -> int:
+        with store._database.read() as db:
+            db.exec_driver_sql("SELECT count(*) FROM sqlite_master")
+            together.wait(10)
+            return db.exec_driver_sql("PRAGMA cache_size").scalar()
+
+    with ThreadPoolExecutor(HELD) as pool:
+        assert [found.result() for found in [pool.submit(read) for _ in range(HELD)]] == [-256] * HELD
+    assert begun >= HELD
+    assert files() == begun
+    store.close()
+    assert files() == 0
+
+
+def _target(descriptor: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:  # closed meanwhile
+        return ""
 
 
 def test_a_read_only_sqlite_reads_and_refuses_to_write(sqlite_url: str, tmp_path: Path) -> None:
