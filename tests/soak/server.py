@@ -30,6 +30,8 @@ SAMPLES = 200
 """Of memory, during the watch for leaks."""
 LEAST = 6
 """Samples that are taken however slow the machine is: a slope needs some."""
+HEADS = 20.0
+"""Seconds that the server gives the head of a request."""
 POLLS = 0.02
 """Seconds between two polls of a bystander."""
 
@@ -107,22 +109,39 @@ def media(settings: Settings) -> Iterator[Figure]:
 
 
 def stalls(settings: Settings) -> Iterator[Figure]:
-    """Uploads that stop in the middle and listeners that never read, while a bystander polls (R9)."""
+    """Uploads that stop in the middle, downloads that nobody reads and heads of a byte a second, while a bystander polls (R9)."""
     with _served(settings, "stalls") as server, contextlib.ExitStack() as opened:
         place = (server.http.base_url.host, server.http.base_url.port)
         watched = server.ask()
         until(lambda: server.video(watched)["status"] == "completed")
         half = "content-type: application/json\r\ncontent-length: 5000\r\n\r\n{"
-        for number in range(2 * settings.stalled):
+        slow: list[socket.socket] = []
+        for number in range(3 * settings.stalled):
             line = opened.enter_context(socket.create_connection(place, timeout=60))
             head = f"POST /v1/videos HTTP/1.1\r\nhost: 127.0.0.1\r\n{half}"
-            if number % 2:
+            if number % 3 == 1:
                 head = f"GET /v1/videos/{watched}/content HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+            elif number % 3 == 2:
+                head = "GET /v1/videos HTTP/1.1\r\nx: "
+                slow.append(line)
             line.sendall(head.encode())
+        begin = time.monotonic()
         with _polling(server, f"/v1/videos/{watched}") as polls:
-            time.sleep(5)
-        yield Figure("stalled", settings.stalled, "uploads, and as many downloads that nobody reads")
+            while slow and time.monotonic() - begin < 2 * HEADS:
+                time.sleep(1)
+                slow = [line for line in slow if _byte_sent(line)]
+        yield Figure("stalled", settings.stalled, "uploads, downloads that nobody reads, and heads of a byte a second, each")
+        yield exactly("heads", len(slow), 0, f"still listened to after {time.monotonic() - begin:.0f} s")
         yield from _polled("get", polls, 1.0)
+
+
+def _byte_sent(line: socket.socket) -> bool:
+    """Whether the other side still takes what comes."""
+    try:
+        line.sendall(b"a")
+    except OSError:
+        return False
+    return True
 
 
 def cancels(settings: Settings) -> Iterator[Figure]:
