@@ -109,7 +109,7 @@ def media(settings: Settings) -> Iterator[Figure]:
 
 
 def stalls(settings: Settings) -> Iterator[Figure]:
-    """Uploads that stop in the middle, downloads that nobody reads and heads of a byte a second, while a bystander polls (R9)."""
+    """Uploads that stop in the middle, downloads that nobody reads, heads of a byte a second, while a bystander polls (R9)."""
     with _served(settings, "stalls") as server, contextlib.ExitStack() as opened:
         place = (server.http.base_url.host, server.http.base_url.port)
         watched = server.ask()

@@ -70,9 +70,9 @@ def deliver(clip: Any, out: Path, sheet: Path | None, as_json: bool, timings: di
 
 def chat_expander() -> Any:
     """A chat model where one is configured (TUBELET_CHAT_URL, TUBELET_CHAT_MODEL, TUBELET_CHAT_KEY), else None."""
-    from tubelet.text.expand import ChatExpander
-
     if url := os.environ.get("TUBELET_CHAT_URL"):
+        from tubelet.text.expand import ChatExpander
+
         return ChatExpander(url, os.environ.get("TUBELET_CHAT_MODEL", ""), os.environ.get("TUBELET_CHAT_KEY"))
     return None
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -140,6 +143,16 @@ def test_flagged_words_reach_no_chat_model_and_no_film(tmp_path: Path, chat: tup
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, "moderation_blocked")
         assert handler.asked == []
         assert expansion(rig)["source"] == "bard"
+
+
+def test_a_server_without_a_chat_model_loads_no_network(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tubelet.cli.serve import Serve; from tubelet.serve import supervisor; "
+        "supervisor.serve = lambda *_, **__: 0; Serve(data=Path(sys.argv[1]))(); sys.exit('torch' in sys.modules)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TUBELET_CHAT")}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=False)
+    assert done.returncode == 0
 
 
 def test_the_server_and_its_workers_have_one_chat_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
