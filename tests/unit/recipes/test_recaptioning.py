@@ -32,7 +32,7 @@ def test_blends_are_different_shares(blends: tuple[float, ...]) -> None:
 
 
 def test_what_is_missing_is_named_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run tubelet train worlds-64 first, or set whole"):
+    with pytest.raises(UserError, match="there is no system"):
         Recaptioning(whole=str(tmp_path / "no")).run(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="clips and n must be at least 1"):
