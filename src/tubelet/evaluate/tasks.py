@@ -310,7 +310,7 @@ def _blend(bench: Bench, number: int, add: Add) -> np.ndarray:
         seen = np.sum([track.present for track in tracks], axis=0) if tracks else np.zeros(1)
         single = np.all([track.single | ~track.present for track in tracks], axis=0) if tracks else np.zeros(1, bool)
         add(f"one/{name}", float(((seen == 1) & single).mean()))
-    return films[str(STRENGTHS[-1])]
+    return films[str(STRENGTHS[1])]
 
 
 def _long(bench: Bench, number: int, add: Add, rolling: Rolling | None = None) -> np.ndarray:
