@@ -15,9 +15,11 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tubelet.core.errors import UserError
 from tubelet.core.files import read_json, whole_file, write_json
@@ -26,7 +28,7 @@ from tubelet.evaluate.report import evaluate_system, make_cases
 from tubelet.generate.system import System, load
 from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.recipes import worlds_64
-from tubelet.recipes.lineage import encode_all
+from tubelet.recipes.lineage import encode_all, held_out_loss
 from tubelet.recipes.worlds import PROMPTS, WorldsRecipe
 from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective
 from tubelet.worlds.constants import KINDS
@@ -92,13 +94,8 @@ class Scaling:
         config = system.config
         cases = make_cases(KINDS, self.n, size=config.size, frames=config.frames, fps=config.fps)
         video = torch.from_numpy(np.stack([case.truth for case in cases]))
-        latents = encode_all(system.codec.encode, video, str(system.device))
-        batch = {
-            "latent": latents.to(system.device),
-            "foreground": torch.zeros(len(cases), *latents.shape[2:], dtype=torch.uint8, device=system.device),
-            "caption": [case.text for case in cases],
-        }
-        objective = TextToVideoObjective(
+        latents = encode_all(system.codec.encode, video, str(system.device)).to(system.device)
+        films = TextToVideoObjective(
             prediction=system.engine.prediction,
             sampling=worlds_64.recipe().sigma,
             text_drop=0.0,
@@ -106,9 +103,12 @@ class Scaling:
             image_share=0.0,
             foreground=1.0,
         )
-        model, rng = TextToVideo(system.text, system.denoiser), torch.Generator(system.device).manual_seed(0)
-        with torch.no_grad():
-            return float(np.mean([float(objective(model, batch, rng)["loss"]) for _ in range(rounds)]))
+
+        def objective(model: TextToVideo, batch: dict[str, Any], rng: torch.Generator) -> dict[str, Tensor]:
+            return films(model, batch | {"foreground": torch.zeros_like(batch["latent"][:, 0], dtype=torch.uint8)}, rng)
+
+        model = TextToVideo(system.text, system.denoiser)
+        return held_out_loss(model, objective, latents, [case.text for case in cases], rounds)
 
     def recipe(self, factor: int) -> WorldsRecipe:
         """worlds-64 at `factor` / 32 of its updates."""
