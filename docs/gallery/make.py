@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from road import road
+
 import tubelet
 from tubelet.core.files import read_json, whole_file
 from tubelet.evaluate.tasks import TASKS, Bench
@@ -170,7 +172,7 @@ def _between(name: str, text: str, page: Path) -> None:
         temporary.write_text(before + begin + text + end + rest.split(end)[1], encoding="utf-8")
 
 
-DRAWN = {drawing.__name__: drawing for drawing in (opening, worlds, tasks, lineage, systems)}
+DRAWN = {drawing.__name__: drawing for drawing in (opening, road, worlds, tasks, lineage, systems)}
 
 if __name__ == "__main__":
     for drawing in sys.argv[1:] or DRAWN:
