@@ -87,6 +87,8 @@ def test_evaluate_prints_one_flat_object(tubelet, refused, tiny: Path, tmp_path:
     assert sheet.exists()
     assert "there is no system" in refused("evaluate", "nope")
     assert "--n and --samples" in refused("evaluate", tiny, "--n", 0)
+    assert "add --tasks" in refused("evaluate", tiny, "--only", "loop")
+    assert "there is no task 'nope'" in refused("evaluate", tiny, "--tasks", "--only", "nope", "--n", 1)
     assert "must end in .png" in refused("evaluate", tiny, "--sheet", "a.mp4")
 
 

@@ -70,14 +70,14 @@ def test_cascade_stopped_and_resumed(
         assert row["perceptual"] > 0
         if "codec" not in name:
             assert row["seconds"] > 0
-            assert row["psnr/beside"] > least
-            assert row["perceptual/beside"] > 0
+            assert row["psnr/textures"] > least
+            assert row["perceptual/textures"] > 0
             assert np.isfinite(row["kid"])
         assert ("parameters" in row) == ("W.A.L.T" in name or "unCLIP" in name)
     assert table["4x: W.A.L.T"]["parameters"] > 2 * table["2x: W.A.L.T"]["parameters"] - 1
     assert table["2x: bicubic"]["psnr"] != table["2x: W.A.L.T, one step"]["psnr"]
     assert table["4x: W.A.L.T"]["psnr"] != table["4x: W.A.L.T, no noise added"]["psnr"]
-    assert table["2x: lanczos"]["psnr/beside"] > table["4x: lanczos"]["psnr/beside"]
+    assert table["2x: lanczos"]["psnr/textures"] > table["4x: lanczos"]["psnr/textures"]
     assert "PSNR, textures" in (tmp_path / "table.md").read_text()
     assert Image.open(tmp_path / "sheet.png").size[1] > 500
 
@@ -87,18 +87,21 @@ def test_cascade_stopped_and_resumed(
     assert "at least 2 test clips" in refused(*other, "--set", "n=1")
 
 
-def test_real_films_take_the_place_of_textures(tiny: Path, tmp_path: Path, tubelet: Callable, refused: Callable) -> None:
+def test_real_films_stand_beside_textures(tiny: Path, tmp_path: Path, tubelet: Callable, refused: Callable) -> None:
     film = WORLDS["phys2d"].sample(1, 160, 200, 3, 8.0, kind="slide").video
-    save(film, tmp_path / "film.mp4", 8.0)
+    save(np.concatenate([film, np.zeros_like(film)]), tmp_path / "film.mp4", 8.0)
     words = ("train", "cascade", "--out", tmp_path / "out", "--set", f"system={tiny}", *SMALL, "--set", 'rows=["2x: bicubic"]')
     words += ("--set", f'footage=["{tmp_path / "film.mp4"}"]')
     assert tubelet(*words).code == 0
-    assert "PSNR, footage" in (tmp_path / "out" / "table.md").read_text()
+    assert "PSNR, textures | perceptual, textures | PSNR, footage |" in (tmp_path / "out" / "table.md").read_text()
     table = json.loads((tmp_path / "out" / "table.json").read_text())
-    assert table["2x: bicubic"]["psnr/beside"] > 25
-    end = tubelet(*words[:3], tmp_path / "more", *words[4:], "--set", "frames=5")
+    assert 25 < table["2x: bicubic"]["psnr/footage"] < 80
+    assert tubelet(*words[:3], tmp_path / "first", *words[4:], "--set", "takes=1").code == 0
+    first = json.loads((tmp_path / "first" / "table.json").read_text())
+    assert table["2x: bicubic"]["psnr/footage"] > first["2x: bicubic"]["psnr/footage"] + 5  # its other moments are black
+    end = tubelet(*words[:3], tmp_path / "more", *words[4:], "--set", "frames=9")
     assert end.code == 2
-    assert "holds only 3 frames" in end.err
+    assert "holds only 6 frames" in end.err
 
 
 @pytest.mark.parametrize("how", FILTERS)

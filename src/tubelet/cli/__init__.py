@@ -57,6 +57,8 @@ class Evaluate:
     """Expand the prompts first, as `generate` does."""
     tasks: Annotated[bool, arg(help_behavior_hint="")] = False
     """Evaluate every task instead: pictures that move, extension, connection, loops, inpainting, edits, long films."""
+    only: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TASK", help_behavior_hint="(repeatable)")] = ()
+    """With --tasks: this one alone, e.g. loop."""
     sizes: Annotated[bool, arg(help_behavior_hint="")] = False
     """Evaluate sizes and lengths beside the trained one instead."""
     splits: Annotated[bool, arg(help_behavior_hint="")] = False
@@ -74,6 +76,8 @@ class Evaluate:
             check_output(self.sheet, PICTURES)
         if self.human + self.tasks + self.sizes + self.splits > 1:
             raise UserError("--human, --tasks, --sizes and --splits are evaluations of their own; ask for one")
+        if self.only and not self.tasks:
+            raise UserError("--only chooses among tasks; add --tasks")
         self._refuse_unused()
         from tubelet.evaluate.report import evaluate_human, evaluate_system, table
         from tubelet.generate.system import load
@@ -82,9 +86,10 @@ class Evaluate:
         native: dict[str, Any] = {"size": system.config.size, "frames": system.config.frames}
         native["expander"] = expander(system) if self.expand else None
         if self.tasks or self.sizes:
-            from tubelet.evaluate.tasks import evaluate_sizes, evaluate_tasks
+            from tubelet.evaluate.tasks import TASKS, evaluate_sizes, evaluate_tasks
 
-            figures = evaluate_sizes(system, n) if self.sizes else evaluate_tasks(system, n, sheet=self.sheet)
+            chosen = self.only or tuple(TASKS)
+            figures = evaluate_sizes(system, n) if self.sizes else evaluate_tasks(system, n, names=chosen, sheet=self.sheet)
         elif self.splits:
             from tubelet.evaluate.splits import evaluate_splits
 

@@ -11,6 +11,9 @@ baselines. Figures:
   keeps the last exact velocity, `/copy` stands still; `found`: share of the frames in which truth shows the object whole and
   the film too;
 - `kept`: worst PSNR of what was known, in decibels (100 is the same pixels);
+- `closing` of a loop: change at its join over the mean of the changes inside; `within`: whether that is within these, which
+  of a film whose join is like any other change holds in 1 - 1 / frames; `place`: the share of them that it exceeds, of such a
+  film one half; `/control` is a film that was not asked to be a loop;
 - `first`, `last` of a blend: overlap of what is coloured in its first and last frames with that of the two films; `one`: share
   of the frames between that show one thing; `/fade` is a cross-fade, in which two shine through.
 """
@@ -248,6 +251,7 @@ def _loop(bench: Bench, number: int, add: Add) -> np.ndarray:
         inner = np.delete(steps, joins)
         add(f"closing{name}", float(steps[joins].max() / max(float(inner.mean()), 0.05)))
         add(f"within{name}", float(steps[joins].max() <= inner.max()))
+        add(f"place{name}", float((inner < steps[joins].max()).mean() + (inner == steps[joins].max()).mean() / 2))
     add("colour", bench.caption(looped, episode, ("colour",)))
     add("colour/floor", bench.caption(episode.video, episode, ("colour",)))
     return looped

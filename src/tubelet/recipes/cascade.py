@@ -8,7 +8,7 @@ Score: none yet; a run leaves table.json, table.md, sheet.png, stage-1.safetenso
 
 Clips of the worlds are simulated at three sizes; what is enlarged is the smallest, through the system's codec. Enlarged, too,
 are films that the system makes of the same prompts, of which only the distribution can be judged, and films that no world
-shows: those of `footage`, or, as no real film lies here, textures with the spectrum of photographs that drift by. Stages are
+shows: textures with the spectrum of photographs that drift by and, where files are named, real ones (`footage`). Stages are
 trained on the worlds alone and work in pixels: the codec, trained at the smallest size, loses more at the larger ones than
 resizing does (rows "truth through the codec"). A stage adds to a bicubic enlargement, so "bicubic" is where it begins. One step
 of the same networks gives the mean of all that could be there; "no noise added" shows the second stage the first one's film as
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from tubelet.evaluate.distance import distances, features
 from tubelet.evaluate.fidelity import foreground, foreground_psnr, psnr
 from tubelet.evaluate.report import make_cases, through_codec, world_of
 from tubelet.generate.system import System, load
-from tubelet.media.decode import decode_uint8
+from tubelet.media.decode import decode_uint8, probe
 from tubelet.models.glide import ADM, ADMConfig
 from tubelet.models.walt import WALT, WALTConfig
 from tubelet.recipes.lineage import Figures, Row, compare, device_of, millions, plain
@@ -67,6 +67,7 @@ CODEC, OTHER = "truth through the codec", "other truth"
 WAYS = {2: (*FILTERS, STAGES, ONE_STEP, CODEC, OTHER), 4: (*FILTERS, STAGES, ONE_STEP, BARE, UNCLIP, CODEC, OTHER)}
 """How films are made twice and four times as high and wide, and what truth scores."""
 ROWS = tuple(f"{factor}x: {way}" for factor, ways in WAYS.items() for way in ways)
+AGAINST = (("PSNR", "psnr", 1), ("perceptual", "perceptual", 3))
 TEXTURES, SHOWN = 16, 5
 """Films of textures, and test clips on the sheet."""
 
@@ -85,7 +86,9 @@ class Cascade:
     rows: tuple[str, ...] = ROWS
     kinds: tuple[str, ...] = KINDS
     footage: tuple[str, ...] = ()
-    """Files of real films; without any, textures."""
+    """Files of real films, cut to the square in their middle; without any, textures alone."""
+    takes: int = 8
+    """Clips of each of them, from evenly spaced moments."""
     clips: int = 1500
     """Simulated clips that stages are trained on."""
     frames: int = 4
@@ -153,13 +156,12 @@ class Cascade:
         rows: dict[str, Callable[[Path], Row | None]] = {
             f"{factor}x: {way}": functools.partial(measured, factor, way) for factor, ways in WAYS.items() for way in ways
         }
-        beside = "footage" if self.footage else "textures"
+        others = ("textures", "footage") if self.footage else ("textures",)
         columns = (
             ("PSNR, dB", "psnr", plain(1)),
             ("foreground", "foreground", plain(1)),
             ("perceptual", "perceptual", plain(3)),
-            (f"PSNR, {beside}", "psnr/beside", plain(1)),
-            (f"perceptual, {beside}", "perceptual/beside", plain(3)),
+            *((f"{how}, {name}", f"{key}/{name}", plain(digits)) for name in others for how, key, digits in AGAINST),
             ("KID, generated", "kid", plain()),
             ("parameters", "parameters", millions),
             ("s a film", "seconds", plain(3)),
@@ -309,15 +311,23 @@ class _Tests:
         return np.concatenate([clip.video.to_uint8() for clip in made])
 
     @functools.cached_property
-    def beside(self) -> Mapping[int, np.ndarray]:
-        """Films that no world shows, by factor; 1: the smallest, means of pixels of the largest."""
+    def others(self) -> Mapping[str, Mapping[int, np.ndarray]]:
+        """Films that no world shows, by name and factor; 1: the smallest, means of pixels of the largest."""
         config, (H, W) = self.config, self.system.config.size
+        largest = {"textures": textures(TEXTURES, config.frames, (4 * H, 4 * W))}
         if config.footage:
-            films = [decode_uint8(path, frames=config.frames, size=(4 * H, 4 * W))[0] for path in config.footage]
-            large = np.stack(films)  # (n, T, 4H, 4W, 3)
-        else:
-            large = textures(TEXTURES, config.frames, (4 * H, 4 * W))
-        return {4: large, 2: halved(large), 1: halved(halved(large))}
+            shown = [clip for path in config.footage for clip in self._takes(path)]
+            largest["footage"] = np.stack(shown)  # (n, T, 4H, 4W, 3)
+        return {name: {4: large, 2: halved(large), 1: halved(halved(large))} for name, large in largest.items()}
+
+    def _takes(self, path: str) -> Iterator[np.ndarray]:
+        """The largest clips of a real film. Raises UserError when it is too short."""
+        config, system = self.config, self.system.config
+        size = 4 * system.size[0], 4 * system.size[1]
+        latest = max(0.0, probe(path).seconds - config.frames / system.fps)
+        for place in range(config.takes):
+            start = latest * (place + 0.5) / config.takes
+            yield decode_uint8(path, start=start, frames=config.frames, fps=system.fps, size=size)[0]
 
 
 def textures(count: int, frames: int, size: tuple[int, int]) -> np.ndarray:
@@ -356,9 +366,10 @@ def _measured(tests: _Tests, factor: int, enlarge: Callable[[np.ndarray], np.nda
     made = enlarge(tests.small)
     seconds = (time.perf_counter() - begun) / len(made)
     figures |= {**_against(truth, made), "seconds": seconds}
-    other = enlarge(tests.beside[1])
-    figures["psnr/beside"] = _mean(psnr, tests.beside[factor], other)
-    figures["perceptual/beside"] = perceptual(tests.beside[factor], other)
+    for name, films in tests.others.items():
+        other = enlarge(films[1])
+        figures[f"psnr/{name}"] = _mean(psnr, films[factor], other)
+        figures[f"perceptual/{name}"] = perceptual(films[factor], other)
     figures |= distances(tests.features(factor), features(enlarge(tests.generated)))
     return Row(figures, _cut_out(truth, made))
 

@@ -41,6 +41,8 @@ def test_every_task_gives_its_figures(system: System, tmp_path: Path) -> None:
     for name in ("image_to_video", "first_and_last", "extend", "extend_backward", "connect"):
         assert figures[f"task/{name}/seam/floor"] < 1.6
         assert figures[f"task/{name}/seam/control"] > 1.1 * figures[f"task/{name}/seam/floor"]
+    assert 0 <= figures["task/loop/place"] <= 1
+    assert figures["task/loop/within"] in (0, 1)
     for strength in STRENGTHS:
         assert 0 <= figures[f"task/edit/structure/{strength}"] <= 1
         for end in ("first", "last", "caption", "one"):
