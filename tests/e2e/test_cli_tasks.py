@@ -154,6 +154,7 @@ def test_what_is_too_long_is_refused_before_it_is_read(
     monkeypatch.setattr("tubelet.generate.engine.GREATEST_PIXELS", 12 * 32 * 32)
     film, end = folder / "film.mp4", ("--system", tiny, "--out", tmp_path / "a.mp4")
     assert tubelet("extend", film, WORDS, "--frames", 7, "--keep", 0.5, *end).code == 0
+    assert tubelet("generate", WORDS, "--refine-from", film, "--size", "64x64", "--frames", 2, *end).code == 0
 
     def read(*_: object, **__: object) -> None:
         raise AssertionError("it was read")
@@ -207,6 +208,11 @@ def test_more_is_painted_around_a_film(tubelet, tiny: Path, folder: Path, tmp_pa
     assert said.code == 0, said.err
     assert pixels(out).shape == (5, 32, 64, 3)
     assert gap(pixels(out)[:, :, 16:48], pixels(folder / "film.mp4")[:5]) < NEAR
+    assert "no cell" not in said.err
+    save(pixels(folder / "film.mp4")[:5, :8, :8].astype(np.uint8), tmp_path / "small.mp4", 8.0)
+    said = tubelet("outpaint", tmp_path / "small.mp4", WORDS, "--system", tiny, "--size", "32x48", "--out", out)
+    assert said.code == 0, said.err
+    assert "no cell of 8x8 pixels lies wholly in what is to stay" in said.err
 
 
 def test_a_large_film_is_made_to_lie_in_the_canvas(tubelet, tiny: Path, folder: Path, tmp_path: Path) -> None:
@@ -229,15 +235,17 @@ def test_a_storyboard_follows_its_shots(tubelet, tiny: Path, folder: Path, tmp_p
 
 def test_a_long_film_is_made_again_from_its_file(tubelet, tiny: Path, tmp_path: Path) -> None:
     first, second, short = tmp_path / "a.gif", tmp_path / "b.gif", tmp_path / "c.gif"
-    words = ("generate", WORDS, "--system", tiny, "--rolling")
+    words = ("generate", WORDS, "--system", tiny)
     assert tubelet(*words, "--frames", 23, "--out", first).code == 0
     assert len(pixels(first)) == 23
     assert tubelet("generate", "--like", first, "--system", tiny, "--out", second).code == 0
     assert first.read_bytes() == second.read_bytes()
-    assert tubelet(*words, "--out", short).code == 0
-    assert tubelet("generate", WORDS, "--system", tiny, "--out", second).code == 0
+    assert tubelet(*words, "--window", 5, "--out", short).code == 0
+    assert tubelet(*words, "--out", second).code == 0
     assert np.array_equal(pixels(short), pixels(second)), "a film of one window is the film made at once"
     assert gap(pixels(short), pixels(first)[:5]) < 4, "up to the colours that a gif of other frames has"
+    assert tubelet(*words, "--frames", 23, "--window", 23, "--out", second).code == 0
+    assert gap(pixels(second), pixels(first)) > 4, "made at once it is another film"
 
 
 def test_a_small_film_is_made_large(tubelet, tiny: Path, tmp_path: Path) -> None:
@@ -298,8 +306,10 @@ def test_a_film_of_any_shape_is_fitted_before_it_is_refined(tubelet, tiny: Path,
         (("storyboard", "none.json"), "none.json"),
         (("storyboard", "board.json", "--frames", "5"), "leave out --frames"),
         (("generate", WORDS, "--loop", "--first", "first.png"), "neither beginning nor end"),
+        (("generate", WORDS, "--loop", "--window", "5"), "--loop does not go with --window"),
+        (("generate", WORDS, "--frames", "23", "--window", "0"), "frames must be at least 1"),
         (("generate", WORDS, "--strength", "0.5"), "--strength is for --refine-from"),
-        (("generate", WORDS, "--refine-from", "film.mp4", "--rolling"), "leave out --first"),
+        (("generate", WORDS, "--refine-from", "film.mp4", "--window", "5"), "leave out --first"),
         (("generate", WORDS, "--frames", "1", "--first", "first.png", "--last", "first.png"), "ask for more frames"),
         (("generate", WORDS, "--frames", "1", "--first", "first.png"), "nothing is left to make"),
         (("generate", WORDS, "--first", "none.png"), "none.png"),

@@ -72,6 +72,27 @@ def test_one_set_of_weights_serves_the_tasks(system: System) -> None:
         assert figures[f"task/{name}/velocity"] < 0.6 * figures[f"task/{name}/velocity/constant"], name
 
 
+def test_it_serves_the_other_tasks_too(system: System) -> None:
+    """Two episodes of each, a long film of one."""
+    names = ("extend", "loop", "outpaint", "edit", "blend", "refine", "long")
+    found = evaluate_tasks(system, 2, names=names, progress=False)
+    figures = {name.removeprefix("task/"): value for name, value in found.items()}
+    for name in ("extend", "outpaint", "refine"):
+        assert figures[f"{name}/caption"] >= 0.8, name
+    assert figures["extend/kept"] == figures["outpaint/kept"] == 100
+    assert figures["extend/found"] >= 0.9
+    assert figures["extend/velocity"] < 0.6 * figures["extend/velocity/constant"]
+    assert figures["loop/closing"] < 0.5 * figures["loop/closing/control"]
+    assert figures["edit/structure/0.3"] >= 0.8 > figures["edit/structure/1.0"]
+    assert figures["edit/caption/0.3"] < 0.7 < figures["edit/caption/1.0"]
+    assert figures["blend/first/0.5"] > 0.4
+    assert figures["blend/last/0.5"] > 0.8
+    assert figures["blend/one/0.5"] > figures["blend/one/fade"]
+    assert figures["refine/structure"] > 0.5 > figures["refine/structure/direct"]
+    for window in range(10):
+        assert figures[f"long/one_of_each/{window}"] >= 0.5
+
+
 def test_a_film_is_made_again_from_its_own_file(system: System, tmp_path: Path) -> None:
     clip = system.generate("A medium green ball slides steadily to the left along the floor.", seed=5, steps=4)
     clip.save(tmp_path / "first.mp4")

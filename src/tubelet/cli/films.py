@@ -164,8 +164,10 @@ class Generate(Making):
     """A picture that the film ends with."""
     loop: Annotated[bool, arg(help_behavior_hint="")] = False
     """A film without a first frame: its last leads to its first."""
-    rolling: Annotated[bool, arg(help_behavior_hint="")] = False
-    """Make a long film in windows of the length that the system was trained on, each looking back on the one before."""
+    window: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: the system's own length, with --last the film's)")
+    ] = None
+    """Frames made at once; a longer film is made in windows of so many, each looking back on the one before."""
     refine_from: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Make a small film again at --size: it says where things are, the words and the model how they look."""
     strength: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: 0.6)")] = None
@@ -195,15 +197,15 @@ class Generate(Making):
         pictures = self.first is not None or self.last is not None
         for name, asked in {
             "--first or --last": pictures,
-            "--rolling": self.rolling,
+            "--window": self.window is not None,
             "--refine-from": self.refine_from,
         }.items():
             if asked and self.loop:
                 raise UserError(f"a loop has neither beginning nor end, so --loop does not go with {name}; leave one out")
-        if self.refine_from is not None and (pictures or self.rolling):
-            raise UserError("--refine-from takes the whole film from its file; leave out --first, --last and --rolling")
-        if self.solver is not None and (pictures or self.rolling or self.refine_from is not None):
-            raise UserError("--solver is for films from words alone; leave it out")
+        if self.refine_from is not None and (pictures or self.window is not None):
+            raise UserError("--refine-from takes the whole film from its file; leave out --first, --last and --window")
+        if self.solver is not None and self.refine_from is not None:
+            raise UserError("--solver does not go with --refine-from; leave it out")
         self.make(self._out(CLIP), self.prompt, self._made)
 
     def _made(self, system: System, settings: dict[str, Any]) -> Clip:
@@ -216,18 +218,25 @@ class Generate(Making):
         frames = self.length(system)
         named = {0: self.first, -1: self.last}
         pictures = {frame: self.read(system, path, 1) for frame, path in named.items() if path is not None}
-        if not pictures and not self.rolling:
+        if not pictures and self.window is None:
             return system.generate(self.prompt, size, frames, loop=self.loop, solver=self.solver, **settings)
         if len(pictures) == 2 and frames == 1:
             raise UserError("a film of one frame cannot begin and end with a picture; ask for more frames")
-        rolling = Rolling() if self.rolling else Rolling(window=system.engine.latent_shape(size, frames)[1])
-        return system.film([Shot(self.prompt, frames, pictures)], size, rolling=rolling, **settings)
+        # A window that ends before the last picture would not know where it is going.
+        window = frames if self.window is None and self.last is not None else self.window
+        rolling = Rolling() if window is None else Rolling(window=system.engine.latent_shape(size, window)[1])
+        return system.film([Shot(self.prompt, frames, pictures)], size, rolling=rolling, solver=self.solver, **settings)
 
     def _small(self, system: System, path: Path) -> Video:
         """The film to refine: of the shape that is asked for, on the system's grid, and about as large as it is."""
         from tubelet.media.decode import decode, probe
 
-        (whole,) = self.held(system, [path], 0, "say with --frames how many are to be read")
+        remedy = "say with --frames how few are to be read"
+        if self.frames is None:
+            (whole,) = self.held(system, [path], 0, remedy)
+        else:
+            whole = self.frames
+            self.check_room(system, path, whole, remedy)
         about, size, strides = probe(path), self.pixels(system), system.engine.strides
         system.engine.latent_shape(size, 1)
         parts = math.gcd(size[0] // strides.h, size[1] // strides.w)
@@ -236,7 +245,7 @@ class Generate(Making):
         times = min(max(times, 1), parts)
         film = decode(
             path,
-            frames=whole if self.frames is None else self.frames,
+            frames=whole,
             fps=system.config.fps,
             size=(unit[0] * times, unit[1] * times),
             fit=self.fit,  # type: ignore[arg-type]
@@ -275,7 +284,7 @@ class Generate(Making):
             "--first": self.first,
             "--last": self.last,
             "--loop": self.loop or None,
-            "--rolling": self.rolling or None,
+            "--window": self.window,
             "--refine-from": self.refine_from,
             "--strength": self.strength,
         }
@@ -315,7 +324,7 @@ class Generate(Making):
             "--refine-from": self.refine_from,
             "--strength": self.strength,
             "--loop": self.loop or None,
-            "--rolling": self.rolling or None,
+            "--window": self.window,
             "--no-expand": None if self.expand else True,
         }
         beside = [name for name, value in given.items() if value is not None]

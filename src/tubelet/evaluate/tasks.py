@@ -1,15 +1,18 @@
 """Figures of every task beside what truth, doing nothing and violated controls score.
 
-Names are `task/TASK/FIGURE`; beside each stand `/floor` (the simulated truth), `/chance` (doing nothing: the known frame
-held, the hole filled with the backdrop) and, where there are any, `/control` (a film that is wrong on purpose) and named
-baselines. Figures:
+Names are `task/TASK/FIGURE`; beside each stand `/floor` (the simulated truth), `/ceiling` (truth through the codec, at seams
+where a film was made), `/chance` (doing nothing: the known frame held, the hole filled with the backdrop) and, where there are
+any, `/control` (a film that is wrong on purpose) and named baselines. Figures:
 
 - `caption`: share of the facets named that are right (`tubelet.evaluate.caption.follow`), what cannot be tracked is wrong;
-- `seam`: change from the last known frame to the first made one over the mean change of the whole film; `/control` continues
-  with another film;
+- `seam`: change from the last known frame to the first made one (the mean of two joins) over the mean change of the whole film;
+  `within`: no join is larger than the largest change elsewhere; `/control` continues with another film; of a `connect` from one
+  episode to another `/two`, which have no truth, and `jump/two`, the largest change on the way over that of a cut;
 - `velocity`: mean error of the named object's velocity in made frames against exact state, short sides a second; `/constant`
   keeps the last exact velocity, `/copy` stands still; `found`: share of the frames in which truth shows the object whole and
   the film too;
+- `caption/going_on/` of a storyboard: its two segments where no picture says how the second begins;
+- `structure` of a film made large: overlap of what is coloured with the small film's; `/direct`: of one made large at once;
 - `kept`: worst PSNR of what was known, in decibels (100 is the same pixels);
 - `closing` of a loop: change at its join over the mean of the changes inside; `within`: whether that is within these, which
   of a film whose join is like any other change holds in 1 - 1 / frames; `place`: the share of them that it exceeds, of such a
@@ -36,6 +39,7 @@ from tubelet.evaluate.laws import LAWS
 from tubelet.evaluate.reading import Reading
 from tubelet.evaluate.report import Figures, Tally, progress_bar, through_codec
 from tubelet.generate.system import Rolling, Shot, System
+from tubelet.media.resize import resize
 from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.tasks.region import around, box
 from tubelet.worlds import WORLDS
@@ -49,6 +53,8 @@ LAWFUL = ("occlude", "collision")
 LOOKS = ("colour", "shape", "size")
 """Facets that every frame shows."""
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
+STILL = 0.05
+"""Mean absolute change of a frame, of 255, below which nothing has moved."""
 LONG = 10
 """Trained lengths of a long film."""
 SIZES = ((64, 64), (64, 112), (112, 64), (96, 96), (64, 96))
@@ -97,11 +103,37 @@ class Bench:
         chosen = [value for facet, value in right.items() if not facets or facet in facets]
         return float(np.mean(chosen)) if chosen else 0.0
 
-    def captions(self, add: Add, clip: np.ndarray, episode: Episode, nothing: np.ndarray) -> None:
-        """The caption figure of a film, its truth, and of doing nothing."""
-        add("caption", self.caption(clip, episode))
-        add("caption/floor", self.caption(episode.video, episode))
-        add("caption/chance", self.caption(nothing, episode))
+    def coded(self, clip: np.ndarray) -> np.ndarray:
+        """A uint8 clip through the codec."""
+        return next(through_codec(self.system.codec, [clip], self.system.config.fps))
+
+    def captions(
+        self, add: Add, clip: np.ndarray, episode: Episode, nothing: np.ndarray, truth: np.ndarray | None = None, **how: Any
+    ) -> None:
+        """The caption figure of a film, of its truth (the episode, or what stands for it), and of doing nothing."""
+        truth = episode.video if truth is None else truth
+        for beside, shown in (("", clip), ("/floor", truth), ("/ceiling", self.coded(truth)), ("/chance", nothing)):
+            add(f"caption{beside}", self.caption(shown, episode, **how))
+
+    def seams(
+        self, add: Add, clip: np.ndarray, truth: np.ndarray, other: np.ndarray, joins: Sequence[int], made: slice
+    ) -> None:
+        """`seam` and `within` of a film whose frames `made` lie against known ones at `joins`, the first frames behind."""
+        coded, swapped = truth.copy(), truth.copy()
+        coded[made], swapped[made] = self.coded(truth)[made], other[made]
+        for beside, shown in (("", clip), ("/floor", truth), ("/ceiling", coded), ("/control", swapped)):
+            for figure, value in joined(shown, joins).items():
+                add(f"{figure}{beside}", value)
+
+    def motion(self, add: Add, clip: np.ndarray, episode: Episode, made: range, step: int) -> None:
+        """`motion` of a film, and of truth through the codec."""
+        motion(add, clip, episode, made, step)
+
+        def ceiling(figure: str, value: float) -> None:
+            if figure in ("velocity", "found"):
+                add(f"{figure}/ceiling", value)
+
+        motion(ceiling, self.coded(episode.video), episode, made, step)
 
 
 def changes(clip: np.ndarray) -> np.ndarray:
@@ -109,26 +141,21 @@ def changes(clip: np.ndarray) -> np.ndarray:
     return np.abs(np.diff(clip.astype(np.float32), axis=0)).mean((1, 2, 3))
 
 
-def seam(clip: np.ndarray, frame: int) -> float:
-    """Change into `frame` over the mean change of the film; 1 where nothing moves at all."""
+def joined(clip: np.ndarray, joins: Sequence[int]) -> dict[str, float]:
+    """`seam` and `within` of a clip at the frames `joins`. Where nothing moves, no join is larger than any change."""
     steps = changes(clip)
-    mean = float(steps.mean())
-    return float(steps[frame - 1]) / mean if mean > 0.05 else 1.0
+    at = [frame - 1 for frame in joins]
+    mean, largest = float(steps.mean()), float(np.delete(steps, at).max(initial=0.0))
+    return {
+        "seam": float(steps[at].mean()) / mean if mean > STILL else 1.0,
+        "within": float(steps[at].max() <= max(largest, STILL)),
+    }
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> float:
     """Intersection over union of two bool arrays; 1 of two that are empty."""
     union = int((one | other).sum())
     return float((one & other).sum()) / union if union else 1.0
-
-
-def _seams(add: Add, clip: np.ndarray, truth: np.ndarray, other: np.ndarray, frames: Sequence[int], made: slice) -> None:
-    swapped = truth.copy()
-    swapped[made] = other[made]
-    for frame in frames:
-        add("seam", seam(clip, frame))
-        add("seam/floor", seam(truth, frame))
-        add("seam/control", seam(swapped, frame))
 
 
 def motion(add: Add, clip: np.ndarray, episode: Episode, made: range, step: int, constant: np.ndarray | None = None) -> None:
@@ -170,9 +197,8 @@ def _text_to_image(bench: Bench, number: int, add: Add) -> np.ndarray:
     episode, facets = bench.episode(number), LOOKS
     film = bench.system.generate(episode.short, bench.size, 1, seed=number).video.to_uint8()[0]
     # A picture is judged as a film that stands still.
-    add("caption", bench.caption(np.repeat(film, 4, 0), episode, facets))
-    add("caption/floor", bench.caption(np.repeat(episode.video[:1], 4, 0), episode, facets))
-    add("caption/chance", bench.caption(np.repeat(bench.episode(number + 1).video[:1], 4, 0), episode, facets))
+    shown, truth, other = (np.repeat(clip[:1], 4, 0) for clip in (film, episode.video, bench.episode(number + 1).video))
+    bench.captions(add, shown, episode, other, np.repeat(truth[:1], bench.frames, 0), facets=facets)
     return film
 
 
@@ -181,7 +207,7 @@ def _image_to_video(bench: Bench, number: int, add: Add) -> np.ndarray:
     first = {0: bench.video(episode.video[:1])}
     film = bench.film([Shot(episode.short, bench.frames, first)], seed=number)
     bench.captions(add, film, episode, np.repeat(episode.video[:1], bench.frames, 0))
-    _seams(add, film, episode.video, other.video, [1], slice(1, None))
+    bench.seams(add, film, episode.video, other.video, [1], slice(1, None))
     _kept(add, film[:1], episode.video[:1])
     return film
 
@@ -191,8 +217,8 @@ def _first_and_last(bench: Bench, number: int, add: Add) -> np.ndarray:
     ends = {0: bench.video(episode.video[:1]), -1: bench.video(episode.video[-1:])}
     film = bench.film([Shot(episode.short, bench.frames, ends)], seed=number)
     bench.captions(add, film, episode, np.repeat(episode.video[:1], bench.frames, 0))
-    _seams(add, film, episode.video, other.video, [1, bench.frames - 1], slice(1, -1))
-    motion(add, film, episode, range(1, bench.frames - 1), 1)
+    bench.seams(add, film, episode.video, other.video, [1, bench.frames - 1], slice(1, -1))
+    bench.motion(add, film, episode, range(1, bench.frames - 1), 1)
     _kept(add, film[[0, -1]], episode.video[[0, -1]])
     return film
 
@@ -203,8 +229,8 @@ def _extend(bench: Bench, number: int, add: Add) -> np.ndarray:
     film = bench.film([shot], past=bench.video(episode.video[:known]), seed=number)
     nothing = np.concatenate([episode.video[:known], np.repeat(episode.video[known - 1 : known], bench.frames - known, 0)])
     bench.captions(add, film, episode, nothing)
-    _seams(add, film, episode.video, other.video, [known], slice(known, None))
-    motion(add, film, episode, range(known, bench.frames), 1)
+    bench.seams(add, film, episode.video, other.video, [known], slice(known, None))
+    bench.motion(add, film, episode, range(known, bench.frames), 1)
     _kept(add, film[:known], episode.video[:known])
     return film
 
@@ -214,8 +240,8 @@ def _extend_backward(bench: Bench, number: int, add: Add) -> np.ndarray:
     film = bench.film([Shot(episode.short, made)], future=bench.video(episode.video[made:]), seed=number)
     nothing = np.concatenate([np.repeat(episode.video[made : made + 1], made, 0), episode.video[made:]])
     bench.captions(add, film, episode, nothing)
-    _seams(add, film, episode.video, other.video, [made], slice(0, made))
-    motion(add, film, episode, range(made), -1)
+    bench.seams(add, film, episode.video, other.video, [made], slice(0, made))
+    bench.motion(add, film, episode, range(made), -1)
     _kept(add, film[made:], episode.video[made:])
     return film
 
@@ -232,9 +258,16 @@ def _connect(bench: Bench, number: int, add: Add) -> np.ndarray:
     nothing = episode.video.copy()
     nothing[begin:end] = episode.video[begin - 1]
     bench.captions(add, film, episode, nothing)
-    _seams(add, film, episode.video, other.video, [begin, end], slice(begin, end))
-    motion(add, film, episode, range(begin, end), 1)
+    bench.seams(add, film, episode.video, other.video, [begin, end], slice(begin, end))
+    bench.motion(add, film, episode, range(begin, end), 1)
     _kept(add, np.delete(film, np.s_[begin:end], 0), np.delete(episode.video, np.s_[begin:end], 0))
+    # From one film to another there is no truth, but a cut.
+    ends: dict[str, Any] = {"past": bench.video(episode.video[:begin]), "future": bench.video(other.video[end:])}
+    two = bench.film([Shot(other.short, end - begin)], **ends, seed=number)
+    for figure, value in joined(two, [begin, end]).items():
+        add(f"{figure}/two", value)
+    cut = np.abs(episode.video[begin - 1].astype(np.float32) - other.video[end]).mean()
+    add("jump/two", float(changes(two)[begin - 1 : end].max() / max(cut, STILL)))
     return film
 
 
@@ -249,7 +282,7 @@ def _loop(bench: Bench, number: int, add: Add) -> np.ndarray:
         steps = changes(thrice)
         joins = [bench.frames - 1, 2 * bench.frames - 1]
         inner = np.delete(steps, joins)
-        add(f"closing{name}", float(steps[joins].max() / max(float(inner.mean()), 0.05)))
+        add(f"closing{name}", float(steps[joins].max() / max(float(inner.mean()), STILL)))
         add(f"within{name}", float(steps[joins].max() <= inner.max()))
         add(f"place{name}", float((inner < steps[joins].max()).mean() + (inner == steps[joins].max()).mean() / 2))
     add("colour", bench.caption(looped, episode, ("colour",)))
@@ -343,6 +376,9 @@ def _storyboard(bench: Bench, number: int, add: Add) -> np.ndarray:
     for place, (part, other) in enumerate(zip(parts, parts[::-1], strict=True)):
         segment = film[place * bench.frames : (place + 1) * bench.frames]
         bench.captions(add, segment, part, other.video)
+    going_on = bench.film([Shot(part.short, bench.frames) for part in parts], seed=number)
+    for place, (name, part) in enumerate(zip(("first", "second"), parts, strict=True)):
+        add(f"caption/going_on/{name}", bench.caption(going_on[place * bench.frames : (place + 1) * bench.frames], part))
     return film[::2]
 
 
@@ -352,10 +388,13 @@ def _refine(bench: Bench, number: int, add: Add) -> np.ndarray:
     small = bench.system.generate(episode.short, bench.size, bench.frames, seed=number)
     film = bench.system.edit(small.video, episode.short, 0.6, seed=number, size=large).video.to_uint8()[0]
     direct = bench.system.generate(episode.short, large, bench.frames, seed=number).video.to_uint8()[0]
-    add("caption", bench.caption(film, episode))
+    bench.captions(add, film, episode, bench.episode(number + 1, size=large).video)
     add("caption/small", bench.caption(small.video.to_uint8()[0], episode))
     add("caption/direct", bench.caption(direct, episode))
-    add("caption/floor", bench.caption(episode.video, episode))
+    enlarged = Video(resize(small.video.pixels, large), episode.fps).to_uint8()[0]
+    layout = foreground(enlarged).astype(bool)
+    add("structure", overlap(layout, foreground(film).astype(bool)))
+    add("structure/direct", overlap(layout, foreground(direct).astype(bool)))
     return film
 
 

@@ -137,8 +137,9 @@ class System:
     ) -> Clip:
         """One film that shows the prompt. What is left out comes from the system's defaults; `size` is (height, width).
 
-        `loop`: a film without a first frame, whose last leads to its first. `expander` rewrites the prompt into the kind of
-        caption the model was trained on; both are kept in the settings.
+        A film longer than the system's own (`config.frames`) is made in rolling windows, as `film` makes it.
+        `loop`: a film without a first frame, whose last leads to its first, made at once. `expander` rewrites the prompt into
+        the kind of caption the model was trained on; both are kept in the settings.
         Words beyond what the text encoder reads do not count; a warning says so.
         Raises UserError for an empty prompt and for sizes, frames, steps, guidance or a solver that cannot be.
         """
@@ -164,6 +165,7 @@ class System:
         guidance: float | None = None,
         progress: Progress | None = None,
         *,
+        solver: str | None = None,
         past: Video | None = None,
         future: Video | None = None,
         rolling: Rolling | None = None,
@@ -178,7 +180,7 @@ class System:
         """
         if not shots:
             raise UserError("a film needs at least one shot; say what it shows and for how many frames")
-        sampling = self._chosen({"steps": steps, "guidance": guidance})
+        sampling = self._chosen({"steps": steps, "guidance": guidance, "solver": solver})
         texts = self._texts([shot.prompt for shot in shots], expander)
         return self._film(shots, texts, size, seed, sampling, past, future, rolling or Rolling(), progress)
 
@@ -239,6 +241,12 @@ class System:
         """
         latents = self._encoded(film)  # (1, C, T, H, W)
         given = inpaint(latents, mask[None].to(latents.device), self.codec.strides)
+        if bool((given.mask > 0).all()) and bool((mask <= 0.5).any()):
+            height, width = self.codec.strides.h, self.codec.strides.w
+            warn(
+                f"no cell of {height}x{width} pixels lies wholly in what is to stay, so the model sees nothing of it; "
+                "leave more of the film, or move the edge to a multiple of these"
+            )
         clip = self._batch(
             [prompt],
             [seed],
@@ -292,6 +300,7 @@ class System:
         progress: Progress | None,
     ) -> Clip:
         size = self.config.size if size is None else size
+        self._check_past(past)
         clips = [(0, past)] if past is not None else []
         pictures: list[tuple[int, Video]] = []
         begins = [0 if past is None else past.frames]
@@ -333,6 +342,16 @@ class System:
         settings = {**words, "seed": seed, **self._settings(size, frames, sampling)}
         return Clip(Video(pixels, self.config.fps), settings, timings)
 
+    def _check_past(self, past: Video | None) -> None:
+        """Raises UserError when a film ends inside of a latent frame."""
+        stride = self.codec.strides.t
+        if past is not None and (left := (past.frames - 1) % stride):
+            fewer = past.frames - left
+            raise UserError(
+                f"this system knows {stride} frames only together, so a film of {past.frames} frames cannot go on from its "
+                f"end; keep {fewer} of them ({fewer / self.config.fps:g} seconds), and make a multiple of {stride}"
+            )
+
     def _cell(self, frame: int) -> int:
         """The latent frame that begins at a frame of the film. Raises UserError when none does."""
         stride = self.codec.strides.t
@@ -361,6 +380,13 @@ class System:
         """
         chosen = {"steps": steps, "guidance": guidance, "solver": solver}
         length = self.config.frames if frames is None else frames
+        if length > self.config.frames and not loop:
+            _check_seeds(prompts, seeds)
+            parts = [_part(progress, place, len(seeds)) for place in range(len(seeds))]
+            return [
+                self.film([Shot(prompt, length)], size, seed, progress=part, expander=expander, **chosen)
+                for prompt, seed, part in zip(prompts, seeds, parts, strict=True)
+            ]
         return self._batch(prompts, seeds, size or self.config.size, length, chosen, expander, batch, progress, loop=loop)
 
     def _batch(
@@ -422,8 +448,7 @@ class System:
         task: Mapping[str, Any] | None = None,
     ) -> list[Clip]:
         """`task`: what the settings say beside the words of how the film was made."""
-        if len(prompts) != len(seeds):
-            raise UserError(f"{len(prompts)} prompts have {len(seeds)} seeds; give one seed per prompt")
+        _check_seeds(prompts, seeds)
         requests = [Request(text, seed) for text, seed in zip(texts, seeds, strict=True)]
         if len(size) != 2:
             raise UserError(f"size is (height, width), got {size!r}; give two numbers")
@@ -440,6 +465,16 @@ class System:
             )
             for film, prompt, request in zip(pixels, prompts, requests, strict=True)
         ]
+
+
+def _check_seeds(prompts: Sequence[str], seeds: Sequence[int]) -> None:
+    if len(prompts) != len(seeds):
+        raise UserError(f"{len(prompts)} prompts have {len(seeds)} seeds; give one seed per prompt")
+
+
+def _part(progress: Progress | None, place: int, count: int) -> Progress | None:
+    """The progress of one film as that of `count` equal ones, of which `place` are made."""
+    return None if progress is None else lambda done, steps: progress(place * steps + done, count * steps)
 
 
 def expander_of(config: SystemConfig) -> Expander | None:

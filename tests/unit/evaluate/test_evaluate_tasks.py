@@ -18,9 +18,9 @@ from tubelet.evaluate.tasks import (
     changes,
     evaluate_sizes,
     evaluate_tasks,
+    joined,
     motion,
     overlap,
-    seam,
 )
 from tubelet.generate.system import System
 
@@ -41,7 +41,16 @@ def test_every_task_gives_its_figures(system: System, tmp_path: Path) -> None:
     for name in ("image_to_video", "first_and_last", "extend", "extend_backward", "connect"):
         assert figures[f"task/{name}/seam/floor"] < 1.6
         assert figures[f"task/{name}/seam/control"] > 1.1 * figures[f"task/{name}/seam/floor"]
+    for name in ("text_to_image", "image_to_video", "connect", "inpaint", "outpaint", "storyboard", "refine"):
+        assert 0 <= figures[f"task/{name}/caption/ceiling"] <= 1
+    for name in ("first_and_last", "extend", "extend_backward", "connect"):
+        assert figures[f"task/{name}/within/floor"] == 1 > figures[f"task/{name}/within/control"]
+        assert figures[f"task/{name}/seam/ceiling"] > figures[f"task/{name}/seam/floor"], "an untrained codec leaves a seam"
+        assert f"task/{name}/found/ceiling" in figures
+    assert figures["task/connect/jump/two"] > 0
     assert 0 <= figures["task/loop/place"] <= 1
+    assert figures["task/storyboard/caption/going_on/second"] < 0.5
+    assert 0 <= figures["task/refine/structure"] <= 1
     assert figures["task/loop/within"] in (0, 1)
     for strength in STRENGTHS:
         assert 0 <= figures[f"task/edit/structure/{strength}"] <= 1
@@ -82,12 +91,14 @@ def test_another_velocity_may_stand_for_the_one_that_is_kept(system: System) -> 
 
 def test_a_seam_is_seen_where_it_is() -> None:
     ramp = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.full((1, 4, 4, 3), 10, np.uint8)
-    assert seam(ramp, 4) == pytest.approx(1)
+    assert joined(ramp, [4]) == {"seam": pytest.approx(1), "within": 1}
     broken = ramp.copy()
     broken[4:] += 100
-    assert seam(broken, 4) > 3
-    assert seam(broken, 3) < 1
-    assert seam(ramp * 0, 2) == 1
+    assert joined(broken, [4])["seam"] > 3
+    assert joined(broken, [4])["within"] == 0, "no other change is as large"
+    assert joined(broken, [2, 4])["within"] == 0, "one of two joins is enough"
+    assert joined(broken, [3]) == {"seam": pytest.approx(7 / 17), "within": 1}
+    assert joined(ramp * 0, [2]) == {"seam": 1, "within": 1}
     assert changes(ramp).tolist() == [10] * 7
 
 

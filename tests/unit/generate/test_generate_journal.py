@@ -113,7 +113,7 @@ def test_a_film_may_be_killed_many_times(system: System, tmp_path: Path) -> None
     assert torch.equal(pixels, make(system).video.pixels)
 
 
-@pytest.mark.parametrize("harm", ["truncate", "flip", "empty", "remove", "exchange"])
+@pytest.mark.parametrize("harm", ["truncate", "flip", "empty", "remove", "exchange", "no shape"])
 def test_a_torn_answer_ends_the_replay(system: System, harm: str, tmp_path: Path) -> None:
     make, asked = TASKS["rolling"]
     folder = tmp_path / "film"
@@ -124,6 +124,9 @@ def test_a_torn_answer_ends_the_replay(system: System, harm: str, tmp_path: Path
         path.unlink()
     elif harm == "exchange":
         path.write_bytes(sorted(folder.iterdir())[5].read_bytes())
+    elif harm == "no shape":
+        head = b'{"000000":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}'
+        path.write_bytes(len(head).to_bytes(8, "little") + head)
     elif harm == "flip":
         data[-3] ^= 1
         path.write_bytes(data)

@@ -663,7 +663,7 @@ def test_an_end_that_is_not_read_is_said(tubelet, stable: Pair, tmp_path: Path) 
     [
         (("7", "--frames", 3), "does not go with --frames"),
         (("7", "--loop"), "does not go with --loop"),
-        (("7", "--rolling"), "does not go with --rolling"),
+        (("7", "--window", "9"), "does not go with --window"),
         (("7", "--first", "a.png"), "does not go with --first"),
         (("7", "--last", "a.png"), "does not go with --last"),
         (("7", "--refine-from", "a.mp4"), "does not go with --refine-from"),
@@ -697,6 +697,6 @@ def test_a_bad_folder_is_exit_code_2(tubelet, stable: Pair, tmp_path: Path) -> N
     code, out, err = tubelet("generate", "low", "--model", stable.folder / "unet", "--out", tmp_path / "a.png")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "holds no model_index.json" in err
-    code, _, err = tubelet("generate", "low", "--solver", "ddim", "--rolling", "--out", tmp_path / "a.png")
+    code, _, err = tubelet("generate", "low", "--solver", "ddim", "--refine-from", "a.mp4", "--out", tmp_path / "a.png")
     assert (code, "leave it out" in err) == (2, True)
     assert not list(tmp_path.iterdir())

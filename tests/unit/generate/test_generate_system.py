@@ -23,7 +23,7 @@ from tubelet.generate import folder as room
 from tubelet.generate.clip import Clip, read_settings
 from tubelet.generate.engine import Sampling
 from tubelet.generate.folder import read_config, save_system, shipped
-from tubelet.generate.system import Shot, System, load, regenerate
+from tubelet.generate.system import Rolling, Shot, System, load, regenerate
 from tubelet.media.decode import decode_uint8
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.runtime.cpu import accelerate
@@ -241,6 +241,21 @@ def test_regenerate_refuses_another_system(system: System, tmp_path: Path) -> No
         regenerate({**clip.settings, "digest": wide.digest}, wide)
 
 
+def test_what_is_longer_than_the_system_is_made_in_windows(system: System) -> None:
+    words, long = ("a red ball falls", "a blue ball slides"), system.config.frames + 4
+    seen: list[tuple[int, int]] = []
+    films = system.generate_batch(words, (3, 4), frames=long, progress=lambda done, steps: seen.append((done, steps)))
+    for film, prompt, seed in zip(films, words, (3, 4), strict=True):
+        assert torch.equal(film.video.pixels, system.film([Shot(prompt, long)], seed=seed).video.pixels)
+        assert torch.equal(film.video.pixels, system.generate(prompt, frames=long, seed=seed).video.pixels)
+        assert torch.equal(film.video.pixels, regenerate(film.settings, system).video.pixels)
+    assert seen == [(done + 1, len(seen)) for done in range(len(seen))]
+    at_once = system.film([Shot(words[0], long)], seed=3, rolling=Rolling(window=long)).video.pixels
+    assert not torch.equal(films[0].video.pixels, at_once)
+    with pytest.raises(UserError, match="one seed per prompt"):
+        system.generate_batch(words, (3,), frames=long)
+
+
 @pytest.fixture(scope="module")
 def strided(tmp_path_factory: pytest.TempPathFactory) -> System:
     """A system whose latent frames after the first hold four frames each."""
@@ -266,6 +281,9 @@ def test_films_with_several_frames_in_a_latent_one(strided: System) -> None:
     assert strided.film([Shot(words, 8)], past=long).video.frames == 33
     with pytest.raises(UserError, match=r"frames must be 1 \+ a multiple of 4"):
         strided.film([Shot(words, 7)], past=long)
+    with pytest.raises(UserError, match=r"keep 21 of them \(2.625 seconds\), and make a multiple of 4"):
+        strided.film([Shot(words, 8)], past=Video(long.pixels[:, :, :24], 8.0))
+    assert strided.film([Shot(words, 8)], past=Video(long.pixels[:, :, 3:24], 8.0)).video.frames == 29
 
 
 def test_a_loop_needs_latents_of_one_frame(strided: System, system: System) -> None:
