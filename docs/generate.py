@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import re
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -146,6 +147,7 @@ def readme() -> str:
 def tasks() -> str:
     """docs/gallery/tasks.md with its tables as docs/worlds-64-tasks.json has them; the rest is written by hand."""
     figures = json.loads((HERE / "worlds-64-tasks.json").read_text(encoding="utf-8"))
+    none = re.compile(r"^-( / -)+$")
 
     def cell(*names: str) -> str:
         return " / ".join(f"{figures[name]:.2f}" if name in figures else "-" for name in names)
@@ -158,24 +160,47 @@ def tasks() -> str:
         rows.append(
             (
                 task.replace("_", " "),
-                cell(f"{own}/caption", f"{own}/caption/floor", f"{own}/caption/chance"),
-                cell(f"{own}/seam", f"{own}/seam/floor", f"{own}/seam/control"),
-                cell(f"{own}/velocity", f"{own}/velocity/constant", f"{own}/velocity/copy"),
-                cell(f"{own}/found"),
+                cell(*(f"{own}/caption{beside}" for beside in ("", "/floor", "/ceiling", "/chance"))),
+                cell(*(f"{own}/seam{beside}" for beside in ("", "/floor", "/ceiling", "/control"))),
+                cell(*(f"{own}/within{beside}" for beside in ("", "/floor", "/ceiling", "/control"))),
+                cell(*(f"{own}/velocity{beside}" for beside in ("", "/ceiling", "/constant", "/copy"))),
+                cell(f"{own}/found", f"{own}/found/ceiling"),
                 f"{figures[f'{own}/kept']:.0f}" if f"{own}/kept" in figures else "-",
             )
         )
     head = (
         "",
-        "caption: film / truth / nothing made",
-        "seam: film / truth / other film",
-        "velocity error: film / constant / copy",
-        "found",
+        "caption: film / truth / codec / nothing made",
+        "seam: film / truth / codec / other film",
+        "no seam: film / truth / codec / other film",
+        "velocity error: film / codec / constant / copy",
+        "found: film / codec",
         "kept, dB",
     )
+    rows = [[none.sub("-", cell) for cell in row] for row in rows]
+    apart = [
+        (
+            "a storyboard whose second shot goes on from the first, no picture between: caption of the first / of the second",
+            cell("task/storyboard/caption/going_on/first", "task/storyboard/caption/going_on/second"),
+        ),
+        (
+            "a way from one film to another: joins against the mean change / both within the changes elsewhere / largest "
+            "change on the way against a cut",
+            cell("task/connect/seam/two", "task/connect/within/two", "task/connect/jump/two"),
+        ),
+        (
+            "a film made half as large again: caption of the small one / made large from it / made large at once",
+            cell("task/refine/caption/small", "task/refine/caption", "task/refine/caption/direct"),
+        ),
+        (
+            "its layout, overlap with the small film: made large from it / made large at once",
+            cell("task/refine/structure", "task/refine/structure/direct"),
+        ),
+    ]
     loops = {
         "closing": cell("task/loop/closing", "task/loop/closing/control"),
         "within": cell("task/loop/within", "task/loop/within/control"),
+        "place": cell("task/loop/place", "task/loop/place/control"),
         "colour": cell("task/loop/colour", "task/loop/colour/floor"),
     }
     strengths = sorted({name.rpartition("/")[2] for name in figures if name.startswith("task/edit/caption/")})
@@ -214,10 +239,12 @@ def tasks() -> str:
             (
                 "join against the inner changes: loop / plain film",
                 "join within them: loop / plain film",
+                "share of them that it exceeds: loop / plain film",
                 "colour of its ball: loop / truth",
             ),
             [tuple(loops.values())],
         ),
+        "apart": table(("", ""), apart),
         "edits": table(("strength", "caption", "structure kept"), edits),
         "long": table(("window", "caption: film / truth", "one of each: film / truth", "strays: film / truth"), long),
         "blends": table(("strength", "first film kept", "second film kept", "words", "one thing between"), mixed),

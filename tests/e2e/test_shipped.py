@@ -55,33 +55,40 @@ def test_the_codec_renders_every_size(system: System, size: tuple[int, int]) -> 
 
 def test_one_set_of_weights_serves_the_tasks(system: System) -> None:
     """Two episodes of each: beside what the simulated truth, doing nothing and a wrong film score."""
-    names = ("text_to_image", "image_to_video", "first_and_last", "extend_backward", "connect", "inpaint", "storyboard")
+    names = (
+        "text_to_image",
+        "image_to_video",
+        "first_and_last",
+        "extend",
+        "extend_backward",
+        "connect",
+        "inpaint",
+        "storyboard",
+    )
     figures = evaluate_tasks(system, 2, names=names, progress=False)
     for name in names:
         own, floor, chance = (figures[f"task/{name}/caption{beside}"] for beside in ("", "/floor", "/chance"))
         assert own >= 0.8, name
         assert floor >= 0.9, name
         assert own > chance or chance > 0.9, name
-    for name in ("image_to_video", "first_and_last", "extend_backward", "connect", "inpaint"):
+    for name in ("image_to_video", "first_and_last", "extend", "extend_backward", "connect", "inpaint"):
         assert figures[f"task/{name}/kept"] == 100, name
-    for name in ("image_to_video", "first_and_last", "extend_backward", "connect"):
+    for name in ("image_to_video", "first_and_last", "extend", "extend_backward", "connect"):
         seam, floor, control = (figures[f"task/{name}/seam{beside}"] for beside in ("", "/floor", "/control"))
         assert seam < (floor + control) / 2, name
-    for name in ("first_and_last", "extend_backward", "connect"):
+    for name in ("first_and_last", "extend", "extend_backward", "connect"):
         assert figures[f"task/{name}/found"] >= 0.9, name
         assert figures[f"task/{name}/velocity"] < 0.6 * figures[f"task/{name}/velocity/constant"], name
 
 
 def test_it_serves_the_other_tasks_too(system: System) -> None:
-    """Two episodes of each, a long film of one."""
-    names = ("extend", "loop", "outpaint", "edit", "blend", "refine", "long")
-    found = evaluate_tasks(system, 2, names=names, progress=False)
+    """One episode of each, beside its controls."""
+    names = ("loop", "outpaint", "edit", "blend", "refine", "long")
+    found = evaluate_tasks(system, 1, names=names, progress=False)
     figures = {name.removeprefix("task/"): value for name, value in found.items()}
-    for name in ("extend", "outpaint", "refine"):
+    for name in ("outpaint", "refine"):
         assert figures[f"{name}/caption"] >= 0.8, name
-    assert figures["extend/kept"] == figures["outpaint/kept"] == 100
-    assert figures["extend/found"] >= 0.9
-    assert figures["extend/velocity"] < 0.6 * figures["extend/velocity/constant"]
+    assert figures["outpaint/kept"] == 100
     assert figures["loop/closing"] < 0.5 * figures["loop/closing/control"]
     assert figures["edit/structure/0.3"] >= 0.8 > figures["edit/structure/1.0"]
     assert figures["edit/caption/0.3"] < 0.7 < figures["edit/caption/1.0"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tubelet.core.errors import UserError
 from tubelet.diffusion.solvers import SOLVERS
 from tubelet.generate.engine import Cancelled, Engine, Request, Sampling
 from tubelet.models.spacetime import Spacetime, SpacetimeConfig
+from tubelet.nn.patch import token_grid
 from tubelet.tasks.edit import edit
 from tubelet.tasks.given import Given
 from tubelet.tasks.timeline import place
@@ -73,6 +75,15 @@ def test_prompt_seed_guidance_and_steps_matter(engine: Engine) -> None:
         films(engine, RED, sampling=Sampling(steps=3, solver="heun")),
     ):
         assert float((other - base).abs().max()) > 1e-3
+
+
+def test_the_shift_grows_with_the_root_of_the_token_count(engine: Engine) -> None:
+    count = math.prod(token_grid(engine.codec.strides.latent_shape(9, 32, 48), TINY.patch))
+    grown = films(engine, RED, sampling=Sampling(steps=3, shift=2.0, tokens=1))
+    assert torch.equal(grown, films(engine, RED, sampling=Sampling(steps=3, shift=2.0 * math.sqrt(count))))
+    same = films(engine, RED, sampling=Sampling(steps=3, shift=2.0, tokens=count))
+    assert torch.equal(same, films(engine, RED, sampling=Sampling(steps=3, shift=2.0)))
+    assert not torch.equal(same, grown)
 
 
 def test_the_output_is_a_film_and_the_seconds_add_up(engine: Engine) -> None:
