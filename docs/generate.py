@@ -253,6 +253,42 @@ def tasks() -> str:
     return filled("gallery/tasks.md", parts)
 
 
+def splits() -> str:
+    """docs/evaluate.md with its table of held-out splits as docs/worlds-64-splits.json has it; the rest is written by hand."""
+    figures = json.loads((HERE / "worlds-64-splits.json").read_text(encoding="utf-8"))
+
+    def cell(split: str, *names: str) -> str:
+        found = [figures.get(f"split/{split}/{name}") for name in names]
+        return " / ".join("-" if value is None else f"{value:.2f}" for value in found)
+
+    rows = [
+        (
+            said,
+            cell(split, "caption", "caption/floor", "caption/ceiling", "caption/trained"),
+            cell(split, "velocity", "velocity/trained", "velocity/constant", "velocity/copy"),
+            cell(split, "found", "found/trained"),
+        )
+        for split, said in SPLITS.items()
+    ]
+    head = (
+        "",
+        "caption: film / truth / codec / trained twin",
+        "velocity error: film / trained twin / constant / copy",
+        "found: film / trained twin",
+    )
+    return filled("evaluate.md", {"splits": table(head, rows)})
+
+
+SPLITS = {
+    "held_out_pair": "colours with shapes never shown together",
+    "held_out_size": "sizes with kinds never shown together",
+    "hole": "speeds and radii between those shown",
+    "shell": "speeds and radii outside of those shown",
+    "compose": "two kinds at once",
+}
+"""Held-out split -> what a reader calls it."""
+
+
 def filled(page: str, parts: dict[str, str]) -> str:
     """A page with each of its marked places drawn anew."""
     text = (HERE / page).read_text(encoding="utf-8")
@@ -263,7 +299,7 @@ def filled(page: str, parts: dict[str, str]) -> str:
     return text
 
 
-PAGES = {"cli.md": cli, "catalogue.md": catalogue, "../README.md": readme, "gallery/tasks.md": tasks}
+PAGES = {"cli.md": cli, "catalogue.md": catalogue, "../README.md": readme, "gallery/tasks.md": tasks, "evaluate.md": splits}
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
