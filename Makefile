@@ -8,7 +8,7 @@ PROMPT ?= A large blue ball drops and bounces twice.
 MINUTES ?= 60
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test soak lint types bench docs clean
+.PHONY: demo test soak lint types audit bench docs clean
 
 # The registry's torch for Linux on x86 brings CUDA along, some gigabytes. Where there is no card, PyTorch's own CPU build of it
 # is tried first, unless pip or uv is told where packages come from; TORCH_INDEX=URL takes another build, TORCH_INDEX= none.
@@ -54,6 +54,18 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	@$(BIN)/pyright
+
+# Known vulnerabilities of what is installed here. It asks PyPI's advisories, so nothing else depends on it.
+audit: $(VENV)/.dev
+	@mkdir -p out
+	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
+		$(VENV)/audit/bin/python -m pip --disable-pip-version-check -q install 'pip-audit>=2.10'; }
+	@$(VENV)/audit/bin/pip-audit --skip-editable --progress-spinner off --format json --output out/audit.json \
+		--path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || { cat out/audit.json; exit 1; }
+	@$(BIN)/python -c "import json; found = json.load(open('out/audit.json'))['dependencies']; \
+		left = [one['name'] for one in found if 'skip_reason' in one]; \
+		print(len(found) - len(left), 'packages without a known vulnerability; not looked up:', ', '.join(left) or 'none'); \
+		raise SystemExit(len(left) > len(found) // 10)"
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks

@@ -180,8 +180,9 @@ def tasks() -> str:
     rows = [[none.sub("-", cell) for cell in row] for row in rows]
     apart = [
         (
-            "a storyboard whose second shot goes on from the first, no picture between: caption of the first / of the second",
-            cell("task/storyboard/caption/going_on/first", "task/storyboard/caption/going_on/second"),
+            "a storyboard without a picture: caption of the first shot / of the second, which goes on / of the second, after "
+            "a cut",
+            cell(*(f"task/storyboard/caption/{which}" for which in ("going_on/first", "going_on/second", "cut/second"))),
         ),
         (
             "a way from one film to another: joins against the mean change / both within the changes elsewhere / largest "

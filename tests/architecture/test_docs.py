@@ -162,3 +162,21 @@ def test_pages_name_what_their_catalogues_hold() -> None:
     splits = {split for world in WORLDS.values() for split in world.splits}
     text = (DOCS / "worlds.md").read_text(encoding="utf-8")
     assert [split for split in splits if f"`{split}`" not in text] == []
+
+
+def test_every_promise_has_its_tests_and_its_figure() -> None:
+    """The two tables of docs/serving.md name every promise, tests that there are, and trials that there are."""
+    promises = {f"{kind}{n}" for kind, last in (("R", 15), ("S", 10), ("T", 4)) for n in range(1, last + 1)}
+    tests, figures = (ROOT / "docs" / "serving.md").read_text().split("## Promises, ")[1].split("## At length")
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "tests").rglob("test_*.py")]
+    known = {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    named = set(re.findall(r"`(test_\w+)", tests))
+    assert len(named) > 50
+    assert named <= known, f"no such tests: {sorted(named - known)}"
+    for part in (tests, figures):
+        rows = [line.split("|")[1] for line in part.splitlines() if line.startswith("|")]
+        missing = promises - set(re.findall(r"[RST]\d+", " ".join(rows)))
+        assert not missing, f"without a row: {sorted(missing)}"
+    commands = re.findall(r"python -m tests\.soak (?:--minutes \d+ )?--only ([a-z ]+)`", figures)
+    trials = set(re.findall(r'^    "(\w+)": ', (ROOT / "tests" / "soak" / "__main__.py").read_text(), re.MULTILINE))
+    assert {name for words in commands for name in words.split()} <= trials

@@ -66,7 +66,11 @@ def records(shapes: list[tuple[int, int, int]], count: int = 30) -> list[Record]
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    base = tmp_path_factory.mktemp("shards")
+    return sets_in(tmp_path_factory.mktemp("shards"))
+
+
+def sets_in(base: Path) -> dict[str, Path]:
+    """Two data sets in a folder: of equal shapes and of mixed ones."""
     for name, shapes in (("equal", [(3, 2, 2)]), ("mixed", [(3, 2, 2), (1, 2, 2), (3, 1, 2)])):
         with ShardWriter(base / name, 8000) as writer:
             for record in records(shapes):

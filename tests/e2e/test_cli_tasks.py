@@ -233,6 +233,25 @@ def test_a_storyboard_follows_its_shots(tubelet, tiny: Path, folder: Path, tmp_p
     assert read_settings(out)["text"] == f"{WORDS} | a red box falls"
 
 
+def test_a_shot_after_a_cut_sees_nothing_of_the_one_before(tubelet, tiny: Path, tmp_path: Path) -> None:
+    films = {}
+    for name, board in {
+        "cut": [{"words": WORDS, "frames": 5}, {"words": "a red box falls", "frames": 5, "cut": True}],
+        "other": [{"words": "a green ring slides", "frames": 5}, {"words": "a red box falls", "frames": 5, "cut": True}],
+        "on": [{"words": WORDS, "frames": 5}, {"words": "a red box falls", "frames": 5}],
+    }.items():
+        (tmp_path / "board.json").write_text(json.dumps(board))
+        out = tmp_path / f"{name}.mp4"
+        said = tubelet("storyboard", tmp_path / "board.json", "--system", tiny, "--out", out, "--sheet", tmp_path / "a.png")
+        assert said.code == 0, said.err
+        films[name] = pixels(out)
+    assert gap(films["cut"][5:], films["other"][5:]) < 4, "up to what the file's compression and the codec carry over"
+    assert gap(films["cut"][5:], films["on"][5:]) > 4
+    again = tmp_path / "again.mp4"
+    assert tubelet("generate", "--like", tmp_path / "cut.mp4", "--system", tiny, "--out", again).code == 0
+    assert again.read_bytes() == (tmp_path / "cut.mp4").read_bytes()
+
+
 def test_a_long_film_is_made_again_from_its_file(tubelet, tiny: Path, tmp_path: Path) -> None:
     first, second, short = tmp_path / "a.gif", tmp_path / "b.gif", tmp_path / "c.gif"
     words = ("generate", WORDS, "--system", tiny)
@@ -328,6 +347,7 @@ def test_what_cannot_be_is_refused(refused, tiny: Path, folder: Path, tmp_path: 
         ({"words": WORDS}, "must be a list of shots"),
         ([], "must be a list of shots"),
         ([{"word": WORDS}], "no setting 'word'"),
+        ([{"words": WORDS, "cut": "yes"}], "must be true or false"),
         ([{"frames": 4}], "needs its words"),
         ([{"words": WORDS, "frames": "4"}], "whole number"),
         ([{"words": WORDS, "frames": 4, "first": "none.png"}], "none.png"),

@@ -36,15 +36,17 @@ def until(condition: Callable[[], Any]) -> Any:
 class Server:
     """A running `tubelet serve`, its answers, and its log line by line."""
 
-    def __init__(self, system: Path, data: Path, *more: str) -> None:
+    def __init__(self, system: Path, data: Path, *more: str, module: str = "tubelet") -> None:
         words = ["--system", str(system), "--data", str(data), "--port", "0", "--device", "cpu", *more]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.data = data
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tubelet", "serve", *words],
+            [sys.executable, "-m", module, "serve", *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
+            cwd=Path(__file__).parents[2],
             text=True,
         )
         self.lines: list[str] = []

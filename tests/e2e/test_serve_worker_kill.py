@@ -17,10 +17,14 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "serve"))
 
+import httpx
 import postgres_server
+from api_rig import config_of, listening
 
 from tubelet.media.encode import save
+from tubelet.serve.app import create_app
 from tubelet.serve.jobs import Jobs
+from tubelet.serve.objects import Objects, open_assets
 from tubelet.serve.records import Job
 from tubelet.serve.store import Store
 
@@ -39,21 +43,23 @@ def until(condition: Callable[[], Any], patience: float = PATIENCE) -> None:
 class Place:
     """A server's folder, its queue and store, and the workers that were started on it."""
 
-    def __init__(self, folder: Path, system: Path, url: str | None = None) -> None:
-        self.folder, self.system = folder, system
+    def __init__(self, folder: Path, system: Path, url: str | None = None, objects: str | None = None) -> None:
+        self.folder, self.system, self.objects = folder, system, objects
         self.url = url or f"sqlite:///{folder / 'tubelet.db'}"
-        self.jobs, self.store = Jobs.open(self.url), Store(folder / "assets")
+        self.jobs, self.store = Jobs.open(self.url), open_assets(folder, objects)
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def machine(self, name: str) -> Path:
-        """The data folder of a machine of its own: of this one's files it has the films, as over a network, and no others."""
+        """The data folder of a machine of its own: of this one's files it has none, or the films, as over a network."""
         data = self.folder / name
         data.mkdir()
-        (data / "assets").symlink_to(self.store.folder)
+        if isinstance(self.store, Store):
+            (data / "assets").symlink_to(self.store.folder)
         return data
 
     def worker(self, data: Path | None = None) -> subprocess.Popen[bytes]:
         words = ["--system", self.system, "--data", data or self.folder, "--store", self.url, "--device", "cpu", "--no-sign"]
+        words += [] if self.objects is None else ["--objects", self.objects]
         command = [sys.executable, "-m", "tubelet", "worker", *map(str, words)]
         log = (self.folder / "log").open("ab")
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -98,11 +104,11 @@ class Place:
 
 
 @contextlib.contextmanager
-def placed(tmp_path: Path, tiny: Path, url: str | None = None) -> Iterator[Place]:
+def placed(tmp_path: Path, tiny: Path, url: str | None = None, objects: str | None = None) -> Iterator[Place]:
     still = np.linspace(30, 220, 64).astype(np.uint8)
     film = np.stack([np.roll(np.broadcast_to(still[None, :, None], (48, 64, 3)), 3 * t, 1) for t in range(6)])
     save(film, tmp_path / "source.mp4", 8.0)
-    place = Place(tmp_path, tiny, url)
+    place = Place(tmp_path, tiny, url, objects)
     try:
         yield place
     finally:
@@ -118,15 +124,29 @@ def place(tmp_path: Path, tiny: Path) -> Iterator[Place]:
         yield place
 
 
-@pytest.fixture
-def shared_place(tmp_path: Path, tiny: Path) -> Iterator[Place]:
-    """A place whose queue is in a real PostgreSQL, for machines that do not see each other's files."""
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The folder of the socket of a real PostgreSQL, for machines that do not see each other's files."""
     with contextlib.ExitStack() as opened:
         try:
-            server = opened.enter_context(postgres_server.running())
+            folder = opened.enter_context(postgres_server.running())
         except postgres_server.Absent as absent:
             pytest.skip(str(absent))
-        yield opened.enter_context(placed(tmp_path, tiny, postgres_server.new_schema(server)))
+        yield folder
+
+
+@pytest.fixture
+def shared_place(tmp_path: Path, tiny: Path, postgres: str) -> Iterator[Place]:
+    """A place whose queue is in a real PostgreSQL, and whose machines share the folder of films."""
+    with placed(tmp_path, tiny, postgres_server.new_schema(postgres)) as place:
+        yield place
+
+
+@pytest.fixture
+def bucket_place(tmp_path: Path, tiny: Path, postgres: str) -> Iterator[Place]:
+    """A place whose queue is in a real PostgreSQL, and whose machines share an object store and no folder."""
+    with placed(tmp_path, tiny, postgres_server.new_schema(postgres), (tmp_path / "bucket").as_uri()) as place:
+        yield place
 
 
 def test_killed_workers_lose_no_job_and_change_no_bit(place: Place) -> None:
@@ -217,9 +237,54 @@ def test_another_machine_makes_the_film_of_one_that_died(shared_place: Place) ->
     assert all(place.store.verify(asset) for asset in place.job(film).outputs)
 
 
+def test_another_machine_goes_on_where_one_died(bucket_place: Place) -> None:
+    """Two workers and a server, each with a folder of its own, share a database and an object store. One worker dies in the
+    middle; the other has what it noted, and the server has the film, byte for byte the one that is made without a death."""
+    place, bucket = bucket_place, bucket_place.folder / "bucket"
+    near, far, front = (place.machine(name) for name in ("near", "far", "front"))
+    taking = place.worker(far)
+    until(lambda: place.jobs.workers())
+    taking.send_signal(signal.SIGSTOP)  # so that the other one gets the film
+    film = place.film()
+    dying = place.worker(near)
+    until(lambda: place.answers(film, bucket) > 20)
+    dying.send_signal(signal.SIGSTOP)  # so that it is not done before it dies
+    assert place.holder(film) == dying.pid
+    place.kill(dying.pid)
+    noted = {path.name: path.stat().st_mtime_ns for path in (bucket / "journals" / film.id / "answers").iterdir()}
+    assert not list(far.iterdir()), "the other machine has nothing yet"
+    taking.send_signal(signal.SIGCONT)
+    place.sweep()
+    until(lambda: place.answers(film, bucket) > len(noted))
+    assert place.holder(film) == taking.pid
+    since = {path.name: path.stat().st_mtime_ns for path in (bucket / "journals" / film.id / "answers").iterdir()}
+    assert noted.items() <= since.items(), "what was computed once is not computed again"
+    until(lambda: place.job(film).state == "completed")
+    assert place.job(film).attempt == 2
+    with listening(create_app(place.jobs, open_assets(front, place.objects), config_of(front))) as url:
+        streamed = httpx.get(f"{url}/v1/videos/{film.id}/content", timeout=60)
+        part = httpx.get(f"{url}/v1/videos/{film.id}/content", headers={"range": "bytes=100-199"}, timeout=60)
+        again = place.film()
+        until(lambda: place.job(again).state == "completed")
+        assert place.job(again).attempt == 1
+        whole = httpx.get(f"{url}/v1/videos/{again.id}/content", timeout=60)
+        assert (streamed.status_code, streamed.content) == (200, whole.content)
+        assert (part.status_code, part.content) == (206, whole.content[100:200])
+        assert [asset.id for asset in place.job(film).outputs] == [asset.id for asset in place.job(again).outputs]
+        assert all(place.store.verify(asset) for asset in place.job(film).outputs)
+        for id in (film.id, again.id):
+            assert httpx.delete(f"{url}/v1/videos/{id}", timeout=60).status_code == 200
+    assert [entry.name for entry in Objects.open(str(place.objects)).entries("")] == [], (
+        "nothing of the films, their source and journals stays"
+    )
+    for data in (near, far, front):
+        assert not (data / "assets").exists(), "no machine kept a film"
+
+
 def test_a_worker_that_cannot_begin_says_why(place: Place, refused: Callable[..., str], tmp_path: Path) -> None:
     assert "no system" in refused("worker", "--system", "worlds-9", "--data", tmp_path)
     assert "device" in refused("worker", "--system", place.system, "--data", tmp_path, "--device", "abacus")
     assert "--patience" in refused("worker", "--patience", "0", "--data", tmp_path)
     assert "cannot write in" in refused("worker", "--data", place.folder / "source.mp4" / "below")
+    assert "s3://BUCKET" in refused("worker", "--system", place.system, "--data", tmp_path, "--objects", "films")
     assert "sqlite:///FILE" in refused("worker", "--system", place.system, "--data", tmp_path, "--store", "mysql://host/x")

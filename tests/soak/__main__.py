@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from tests.soak import server, store
+from tests.soak import faults, fuzz, server, store, strangers, training
 from tests.soak.figures import Figure, Settings, Skipped
 
 from tubelet.core.files import write_json
@@ -30,14 +30,31 @@ TRIALS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "cancels": server.cancels,
     "restarts": server.restarts,
     "estimates": server.estimates,
+    "paging": server.paging,
+    "faults": faults.faults,
+    "hooks": faults.hooks,
+    "pages": strangers.pages,
+    "canaries": strangers.canaries,
+    "resumes": training.resumes,
+    "torn": training.torn,
+    "records": training.records,
+    "wild": training.wild,
+    "fuzz": fuzz.fuzz,
     "leaks": server.leaks,
 }
 
 
 def main() -> int:
     """Run the trials, print the table, write the JSON. Returns 1 when a promise was not held."""
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description="The promises of serving, at length.")
-    parser.add_argument("--minutes", type=float, default=60.0, help="of the watch for leaks; rounds of kills are 8 a minute")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.soak", description="The promises of serving and training, at length."
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=60.0,
+        help="of the watch for leaks, and of fuzzing up to 30; rounds of kills are 8 a minute",
+    )
     parser.add_argument("--only", nargs="+", choices=list(TRIALS), default=list(TRIALS), help="some of them")
     parser.add_argument("--out", type=Path, default=Path("out/soak.json"), help="where the figures are written")
     arguments = parser.parse_args()
@@ -45,7 +62,8 @@ def main() -> int:
         parser.error("--minutes is a number above 0")
     report: dict[str, list[dict[str, object]]] = {}
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
-        whole = Settings(Path(folder), arguments.minutes, rounds=min(500, max(100, int(8 * arguments.minutes))))
+        rounds, fuzzed = min(500, max(100, int(8 * arguments.minutes))), min(Settings.fuzz, arguments.minutes)
+        whole = Settings(Path(folder), arguments.minutes, rounds=rounds, fuzz=fuzzed)
         for name in arguments.only:
             place = Path(folder) / name
             place.mkdir()

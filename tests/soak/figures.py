@@ -48,6 +48,26 @@ class Settings:
     """Of a server with clients."""
     estimated: int = 20
     """Films whose told end is compared with their end."""
+    faults: int = 3
+    """Films of each kind that break what makes them."""
+    paged: int = 500
+    """Films that come, and as many that go, while a list is read."""
+    hooked: int = 20
+    """Films whose end is told to a receiver that often fails."""
+    killed: int = 5
+    """Kills of the server that tells it."""
+    resumes: int = 20
+    """Steps at which each kind of training is stopped."""
+    torn: int = 100
+    """Kills of a process that writes checkpoints."""
+    records: int = 10_000
+    """Of a data set whose bytes are changed."""
+    damages: int = 20
+    """Times that half of its records are."""
+    wild: int = 100
+    """Steps whose loss or gradient is not finite."""
+    fuzz: float = 30.0
+    """Minutes of fuzzing, of all targets together."""
 
 
 class Skipped(Exception):  # noqa: N818  not a defect

@@ -38,7 +38,7 @@ POLLS = 0.02
 
 def overload(settings: Settings) -> Iterator[Figure]:
     """Many creators at once before a small queue, while a bystander polls (R5)."""
-    with _served(settings, "overload", "--cap", str(settings.cap)) as server:
+    with served(settings, "overload", "--cap", str(settings.cap)) as server:
         server.http.post("/v1/queue", json={"paused": True}).raise_for_status()
         watched = server.ask()
         before = memory(server.process.pid)
@@ -63,7 +63,7 @@ def queue(settings: Settings) -> Iterator[Figure]:
     folder = settings.folder / "queue"
     folder.mkdir()
     older.write_schema_1(f"sqlite:///{folder / 'tubelet.db'}", settings.queued)
-    with _served(settings, "queue", "--cap", str(10 * settings.queued + 1000)) as server:
+    with served(settings, "queue", "--cap", str(10 * settings.queued + 1000)) as server:
         yield Figure("queued", server.http.get("/v1/queue").json()["queued"], "jobs, in a store of the version before")
         server.http.post("/v1/queue", json={"paused": True}).raise_for_status()
         for name, call in _requests(server).items():
@@ -76,7 +76,7 @@ def queue(settings: Settings) -> Iterator[Figure]:
         server.process.kill()
         server.process.wait()
     begin = time.monotonic()
-    with _served(settings, "queue") as server:
+    with served(settings, "queue") as server:
         until(lambda: server.http.get("/healthz").status_code == 200)
         answered = time.monotonic() - begin
         until(lambda: server.http.get("/readyz").status_code == 200)
@@ -90,7 +90,7 @@ def queue(settings: Settings) -> Iterator[Figure]:
 
 def media(settings: Settings) -> Iterator[Figure]:
     """Every hostile file to every door that takes one (R9, S4)."""
-    with _served(settings, "media") as server:
+    with served(settings, "media") as server:
         before, files = memory(server.process.pid), descriptors(server.process.pid)
         slowest, accepted = 0.0, []
         for name, (make, _) in HOSTILE.items():
@@ -110,7 +110,7 @@ def media(settings: Settings) -> Iterator[Figure]:
 
 def stalls(settings: Settings) -> Iterator[Figure]:
     """Uploads that stop in the middle, downloads that nobody reads, heads of a byte a second, while a bystander polls (R9)."""
-    with _served(settings, "stalls") as server, contextlib.ExitStack() as opened:
+    with served(settings, "stalls") as server, contextlib.ExitStack() as opened:
         place = (server.http.base_url.host, server.http.base_url.port)
         watched = server.ask()
         until(lambda: server.video(watched)["status"] == "completed")
@@ -146,7 +146,7 @@ def _byte_sent(line: socket.socket) -> bool:
 
 def cancels(settings: Settings) -> Iterator[Figure]:
     """Running films that are cancelled at random moments (R10)."""
-    with _served(settings, "cancels") as server:
+    with served(settings, "cancels") as server:
         chance, seconds = random.Random(7), []
         for number in range(settings.cancels):
             id = server.ask(seconds="20", steps=400, seed=number)
@@ -172,12 +172,12 @@ def restarts(settings: Settings) -> Iterator[Figure]:
     chance, made, said = random.Random(6), list[str](), Counter[str]()
     codes, seconds = Counter[int](), list[float]()
     for _ in range(settings.restarts):
-        with _served(settings, "restarts", "--cap", "100000") as server, _crowd(server, made, said):
+        with served(settings, "restarts", "--cap", "100000") as server, _crowd(server, made, said):
             time.sleep(chance.uniform(0.2, 1.0))
             begin = time.monotonic()
             codes[server.end(signal.SIGTERM)] += 1
             seconds.append(time.monotonic() - begin)
-    with _served(settings, "restarts") as server:
+    with served(settings, "restarts") as server:
         lost = [id for id in made if server.http.get(f"/v1/videos/{id}").status_code != 200]
         kept = set(_every(server))
     yield Figure("restarts", settings.restarts, f"{len(made)} films acknowledged, answers {dict(said)}")
@@ -190,7 +190,7 @@ def restarts(settings: Settings) -> Iterator[Figure]:
 
 def estimates(settings: Settings) -> Iterator[Figure]:
     """How far off the told end of a film is, from its place in the queue to its end (R11). Films are of one length."""
-    with _served(settings, "estimates") as server:
+    with served(settings, "estimates") as server:
         for _ in range(3):  # so that the server knows its pace
             id = server.ask(seconds="4")
             until(lambda id=id: server.video(id)["status"] == "completed")
@@ -215,6 +215,53 @@ def estimates(settings: Settings) -> Iterator[Figure]:
         ]
         yield Figure("told", len(errors), f"times of {len(ids)} films")
         yield at_most("p50", 100 * percentile(errors, 0.5), 20, f"% off, p90 {100 * percentile(errors, 0.9):.0f} %")
+
+
+def paging(settings: Settings) -> Iterator[Figure]:
+    """A list that is read page by page, in both orders, while films come and go (R12)."""
+    with served(settings, "paging", "--cap", str(10**6)) as server:
+        server.http.post("/v1/queue", json={"paused": True}).raise_for_status()
+        there = [server.ask() for _ in range(settings.paged)]
+        came, went, walks, twice, missing, seen_in_all = 0, 0, 0, 0, 0, 0
+        for order in ("desc", "asc"):
+            over, made, gone = threading.Event(), list[str](), set[str]()
+            with _changing(server, there, made, gone, settings.paged // 2, over):
+                while not over.is_set() or not walks:
+                    before = set(there) | set(made)
+                    seen = list(_every(server, limit=20, order=order))
+                    stayed = before - gone
+                    walks, twice = walks + 1, twice + len(seen) - len(set(seen))
+                    missing, seen_in_all = missing + len(stayed - set(seen)), seen_in_all + len(stayed)
+            there = [id for id in [*there, *made] if id not in gone]
+            came, went = came + len(made), went + len(gone)
+        yield Figure("changes", came + went, f"{came} films came and {went} went during {walks} walks in pages of 20")
+        yield exactly("twice", twice, 0, "films seen twice in one walk")
+        yield exactly("missing", missing, 0, f"of {seen_in_all} that were there all the time")
+
+
+@contextlib.contextmanager
+def _changing(
+    server: Server, there: list[str], made: list[str], gone: set[str], number: int, over: threading.Event
+) -> Iterator[None]:
+    """So many films come and so many go meanwhile, old ones and new ones, at any place of the list."""
+    chance = random.Random(12)
+
+    def change() -> None:
+        with httpx.Client(base_url=server.http.base_url, timeout=60) as client:
+            for _ in range(number):
+                body = {"prompt": "a red ball falls", "model": "tiny", "size": "64x48"}
+                made.append(client.post("/v1/videos", json=body).raise_for_status().json()["id"])
+                id = chance.choice([id for id in [*there, *made] if id not in gone])
+                gone.add(id)  # before: a walk may or may not see it
+                client.delete(f"/v1/videos/{id}").raise_for_status()
+        over.set()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 @contextlib.contextmanager
@@ -258,7 +305,7 @@ def leaks(settings: Settings) -> Iterator[Figure]:
     """Films, refusals, lists, downloads, listeners and deletions for a long time (R15)."""
     if not Path("/proc/self/statm").exists():
         raise Skipped("memory is read from /proc")
-    with _served(settings, "leaks") as server:
+    with served(settings, "leaks") as server:
         worker = server.events("worker started")[0]["pid"]
         watched = {"server": server.process.pid, "worker": worker}
         begin, every = time.monotonic(), 60 * settings.minutes / SAMPLES
@@ -318,9 +365,9 @@ def _requests(server: Server) -> dict[str, Callable[[], httpx.Response]]:
     }
 
 
-def _every(server: Server) -> Iterator[str]:
+def _every(server: Server, **how: Any) -> Iterator[str]:
     """The ids of all films, page by page."""
-    more: dict[str, Any] = {"limit": 100}
+    more: dict[str, Any] = {"limit": 100, **how}
     while True:
         page = server.http.get("/v1/videos", params=more).json()
         yield from (video["id"] for video in page["data"])
@@ -337,14 +384,14 @@ async def _creating(url: str, number: int) -> list[httpx.Response]:
 
 
 @contextlib.contextmanager
-def _served(settings: Settings, name: str, *options: str) -> Iterator[Server]:
+def served(settings: Settings, name: str, *options: str, module: str = "tubelet") -> Iterator[Server]:
     """A server with one worker of a tiny system, in the folder of this name; ready."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # of this client
     system = settings.folder / "tiny"
     if not system.exists():
         save_tiny(system)
-    server = Server(system, settings.folder / name, *options)
+    server = Server(system, settings.folder / name, *options, module=module)
     try:
         until(lambda: server.http.get("/readyz").status_code == 200)
         yield server

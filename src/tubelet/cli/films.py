@@ -542,7 +542,8 @@ class Outpaint(Making):
 class Storyboard(Making):
     """Several prompts on a time line. The board is a JSON list of shots, {"words": "...", "frames": 17, "first": "pic.png"}.
 
-    A shot goes on from the one before; one with a `first` picture begins with a cut; `last` is the picture that it ends with.
+    A shot goes on from the one before; one with `"cut": true` or a `first` picture begins anew; `last` is the picture that it
+    ends with.
     """
 
     board: File
@@ -564,16 +565,18 @@ class Storyboard(Making):
             raise UserError(f'{self.board} must be a list of shots like {{"words": "a red ball falls"}}; correct it')
         shots = []
         for number, shot in enumerate(board, 1):
-            unknown = sorted(set(shot) - {"words", "frames", "first", "last"})
+            unknown = sorted(set(shot) - {"words", "frames", "first", "last", "cut"})
             if unknown or not isinstance(shot.get("words"), str):
                 what = f"has no setting {unknown[0]!r}" if unknown else "needs its words"
-                raise UserError(f"shot {number} of {self.board} {what}; a shot has words, frames, first and last")
+                raise UserError(f"shot {number} of {self.board} {what}; a shot has words, frames, first, last and cut")
+            if not isinstance(shot.get("cut", False), bool):
+                raise UserError(f"cut of shot {number} of {self.board} must be true or false, got {shot['cut']!r}; correct it")
             frames = shot.get("frames", system.config.frames)
             named = {0: shot.get("first"), -1: shot.get("last")}
             pictures = {
                 frame: self.read(system, self.board.parent / str(name), 1) for frame, name in named.items() if name is not None
             }
-            shots.append(Shot(shot["words"], frames, pictures))
+            shots.append(Shot(shot["words"], frames, pictures, shot.get("cut", False)))
         return system.film(shots, self.pixels(system), **settings)
 
 

@@ -18,8 +18,10 @@ from tubelet.core.errors import UserError
 Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: ~/.local/share/tubelet)")]
 Address = Annotated[str | None, arg(metavar="URL", help_behavior_hint="(default: TUBELET_STORE, or a file in the folder)")]
 File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+Bucket = Annotated[str | None, arg(metavar="URL", help_behavior_hint="(default: TUBELET_OBJECTS, or the folder)")]
 Repeated = UseAppendAction[tuple[str, ...]]
 STORE = "TUBELET_STORE"
+OBJECTS = "TUBELET_OBJECTS"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Serve:
     """Where jobs, films and secrets are kept."""
     store: Address = None
     """The job store: sqlite:///FILE or postgresql://USER@HOST/NAME."""
+    objects: Bucket = None
+    """The home of films and uploads, for workers on several machines: s3://BUCKET/PREFIX, gs://, az:// or file:///FOLDER."""
     device: Annotated[str, arg(metavar="NAME,...")] = "auto"
     """auto, cpu, cuda or mps; a worker is started for each of several, e.g. cuda:0,cuda:1, and for each system."""
     keys: Annotated[bool, arg(help_behavior_hint="")] = False
@@ -66,6 +70,7 @@ class Serve:
         systems, aliases = read_served(self.system, self.alias)
         config = ServeConfig(
             data=_folder(self.data),
+            objects=_objects(self.objects),
             systems=systems,
             aliases=aliases,
             host=self.host,
@@ -85,10 +90,10 @@ class Serve:
         write_to_stderr()
         url = _url(self.store, config.data)
         # On the workers' command lines everybody could read the store's password.
-        environment = {**os.environ, STORE: url}
+        environment = {**os.environ, STORE: url, **({} if config.objects is None else {OBJECTS: config.objects})}
 
         def announce(address: str) -> None:
-            print(f"{', '.join(config.systems)} at {address}, films in {config.data}", flush=True)
+            print(f"{', '.join(config.systems)} at {address}, films in {config.objects or config.data}", flush=True)
 
         devices = self.device.split(",")
         commands = [self._worker(facts.folder, device, config.data) for facts in systems.values() for device in devices]
@@ -127,6 +132,8 @@ class Work:
     """Where jobs, films and secrets are kept."""
     store: Address = None
     """The job store: sqlite:///FILE or postgresql://USER@HOST/NAME."""
+    objects: Bucket = None
+    """The server's home of films and uploads: s3://BUCKET/PREFIX, gs://, az:// or file:///FOLDER."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     ttl: Annotated[float | None, arg(metavar="SECONDS", help_behavior_hint="(default: until deleted)")] = None
@@ -156,6 +163,7 @@ class Work:
         config = WorkerConfig(
             data=data,
             url=_url(self.store, data),
+            objects=_objects(self.objects),
             system=self.system,
             device=self.device,
             name=self.name,
@@ -328,6 +336,10 @@ def _check_writable(folder: Path) -> None:
 
 def _url(store: str | None, data: Path) -> str:
     return store or os.environ.get(STORE) or f"sqlite:///{data / 'tubelet.db'}"
+
+
+def _objects(asked: str | None) -> str | None:
+    return asked or os.environ.get(OBJECTS) or None
 
 
 def _moderation() -> Any:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from tubelet.core.errors import UserError
 from tubelet.core.files import whole_file
 
+UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, LookupError, OverflowError)
+"""What reading a broken safetensors file raises: a header may hold shapes that the file format knows and torch does not."""
+
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors under a temporary name, then rename."""
@@ -27,7 +30,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; check the name") from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is truncated or corrupt ({error}); restore it from its source") from error
 
 

@@ -14,20 +14,21 @@ import json
 import logging
 import mmap
 import os
+import re
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from tubelet.core.errors import UserError
 from tubelet.core.files import read_json, sha256, whole_file, write_json
+from tubelet.core.weights import UNREADABLE
 from tubelet.data.schema import Record, validate
 
 SEAL = "index.json"
@@ -49,6 +50,12 @@ class Entry:
     """JSON: name -> {"dtype", "shape"}."""
     meta: str
     """JSON: the facts that are worth having without opening a shard."""
+
+
+_SCHEMA = pa.schema([(field.name, pa.int64() if field.type == "int" else pa.string()) for field in fields(Entry)])
+_SHARD, _INDEX = re.compile(r"shard-[0-9]{5,9}\.tar"), re.compile(r"index-[0-9]{8,12}\.parquet")
+"""Names as the writer gives them. A data set may come from anybody: none of its names may lead out of the folder."""
+_NO_INDEX = (pa.ArrowException, OSError, TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError)
 
 
 class ShardWriter:
@@ -163,10 +170,14 @@ class ShardWriter:
             self._whole_shards = len({entry.shard for entry in self.entries})
         while self._notes(self._name()).exists() and (self.folder / self._name()).exists():
             notes = read_json(self._notes(self._name()))
-            if (self.folder / self._name()).stat().st_size != notes["bytes"]:
+            try:
+                noted = _entries(pa.Table.from_pylist([asdict(Entry(**entry)) for entry in notes["entries"]], _SCHEMA))
+                if notes["bytes"] != (self.folder / self._name()).stat().st_size or {e.shard for e in noted} != {self._name()}:
+                    break
+            except _NO_INDEX:
                 break
             if not any(entry.shard == self._name() for entry in self.entries):
-                self.entries += [Entry(**entry) for entry in notes["entries"]]
+                self.entries += noted
             self._whole_shards += 1
         for path in self.folder.glob(".shard-*.tar"):
             path.unlink()
@@ -225,19 +236,31 @@ def read_index(folder: str | Path) -> tuple[list[Entry], dict[str, int]]:
         raise UserError(f"{folder} holds no finished data set ({SEAL} is missing); run its writer to the end")
     seal = read_json(folder / SEAL)
     try:
-        index = folder / Path(seal["index"]).name
-        if sha256(index) != seal["index_sha256"]:
-            raise OSError("other bytes")
+        index = folder / seal["index"]
+        if not _INDEX.fullmatch(seal["index"]) or sha256(index) != seal["index_sha256"]:
+            raise OSError("another name, or other bytes")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"the index of {folder} is missing or does not match its hash; restore it from its source") from error
     try:
-        entries = [Entry(**row) for row in pq.read_table(index).to_pylist()]
+        entries = _entries(pq.read_table(index))
         shards = {str(name): int(size) for name, size in seal["shards"].items()}
-    except (pa.ArrowException, TypeError, KeyError, ValueError, AttributeError) as error:
+    except _NO_INDEX as error:
         raise UserError(f"{index} is not an index of this version ({error}); write the data set again") from error
-    if shards.keys() != {entry.shard for entry in entries} or seal.get("records") != len(entries):
+    fits = shards.keys() == {entry.shard for entry in entries} and seal.get("records") == len(entries)
+    if not fits or min(shards.values(), default=1) < 1:
         raise UserError(f"{folder / SEAL} does not fit its index; restore it from its source")
     return entries, shards
+
+
+def _entries(table: pa.Table) -> list[Entry]:
+    """The rows of an index. Raises one of `_NO_INDEX` when they are none."""
+    if table.schema != _SCHEMA or any(column.null_count for column in table.columns):
+        raise ValueError("other columns")
+    entries = [Entry(**row) for row in table.to_pylist()]
+    for name in {entry.shard for entry in entries}:
+        if not _SHARD.fullmatch(name):
+            raise ValueError(f"a shard called {name!r}")
+    return entries
 
 
 class ShardDataset:
@@ -290,15 +313,32 @@ class ShardDataset:
         """The shape of a named tensor in every record, from the index alone: what buckets are made of."""
         shapes = []
         for entry in self.entries:
-            tensors = json.loads(entry.tensors)
+            tensors = self._said(entry, entry.tensors)
             if name not in tensors:
                 raise UserError(f"record {entry.key!r} has no tensor {name!r}; it has {', '.join(tensors)}")
-            shapes.append(tuple(tensors[name]["shape"]))
+            try:
+                shapes.append(tuple(int(side) for side in tensors[name]["shape"]))
+            except _NO_INDEX as error:
+                raise self._unreadable(entry) from error
         return shapes
 
     def facts(self, index: int) -> Mapping[str, Any]:
         """The index's share of a record's meta, without opening a shard."""
-        return json.loads(self.entries[index].meta)
+        entry = self.entries[index]
+        return self._said(entry, entry.meta)
+
+    def _said(self, entry: Entry, text: str) -> dict[str, Any]:
+        """JSON of the index."""
+        try:
+            said = json.loads(text)
+        except _NO_INDEX as error:
+            raise self._unreadable(entry) from error
+        if not isinstance(said, dict):
+            raise self._unreadable(entry)
+        return said
+
+    def _unreadable(self, entry: Entry) -> UserError:
+        return UserError(f"what the index of {self.folder} says of record {entry.key!r} is not readable; restore the index")
 
     def check(self) -> list[str]:
         """Hash every record; one sentence for each bad one, which names it."""
@@ -323,7 +363,7 @@ class ShardDataset:
             self._verified[index] = True
         try:
             return Record(entry.key, load(tensors), json.loads(meta))
-        except (SafetensorError, ValueError) as error:
+        except (*UNREADABLE, RecursionError) as error:
             raise UserError(f"{where} is not readable ({error}); restore the shard from its source") from error
 
     def _map(self, entry: Entry) -> mmap.mmap:

@@ -11,7 +11,8 @@ any, `/control` (a film that is wrong on purpose) and named baselines. Figures:
 - `velocity`: mean error of the named object's velocity in made frames against exact state, short sides a second; `/constant`
   keeps the last exact velocity, `/copy` stands still; `found`: share of the frames in which truth shows the object whole and
   the film too;
-- `caption/going_on/` of a storyboard: its two segments where no picture says how the second begins;
+- `caption/going_on/`, `caption/cut/` of a storyboard: its two segments where no picture says how the second begins, and it goes
+  on from the first, or begins anew;
 - `structure` of a film made large: overlap of what is coloured with the small film's; `/direct`: of one made large at once;
 - `kept`: worst PSNR of what was known, in decibels (100 is the same pixels);
 - `closing` of a loop: change at its join over the mean of the changes inside; `within`: whether that is within these, which
@@ -376,9 +377,10 @@ def _storyboard(bench: Bench, number: int, add: Add) -> np.ndarray:
     for place, (part, other) in enumerate(zip(parts, parts[::-1], strict=True)):
         segment = film[place * bench.frames : (place + 1) * bench.frames]
         bench.captions(add, segment, part, other.video)
-    going_on = bench.film([Shot(part.short, bench.frames) for part in parts], seed=number)
-    for place, (name, part) in enumerate(zip(("first", "second"), parts, strict=True)):
-        add(f"caption/going_on/{name}", bench.caption(going_on[place * bench.frames : (place + 1) * bench.frames], part))
+    for how, cut in (("going_on", False), ("cut", True)):
+        whole = bench.film([Shot(part.short, bench.frames, cut=cut) for part in parts], seed=number)
+        for place, (name, part) in enumerate(zip(("first", "second"), parts, strict=True)):
+            add(f"caption/{how}/{name}", bench.caption(whole[place * bench.frames : (place + 1) * bench.frames], part))
     return film[::2]
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tubelet.core.types import Condition
+from tubelet.core.weights import UNREADABLE
 from tubelet.generate.system import System
 
 FLUSH = 4
@@ -95,7 +96,7 @@ class Recorded(nn.Module):
             with safe_open(self._path(number), framework="pt") as file:
                 said = file.metadata() or {}
                 answers = [file.get_tensor(name) for name in sorted(file.keys())]
-        except (SafetensorError, OSError, ValueError, RuntimeError):
+        except (*UNREADABLE, RuntimeError):
             return None
         return answers if answers and said == {"question": key, "answer": _hash(answers)} else None
 

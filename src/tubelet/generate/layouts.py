@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from tubelet.core.config import from_dict
 from tubelet.core.errors import UserError
-from tubelet.core.weights import load_tensors
+from tubelet.core.weights import UNREADABLE, load_tensors
 from tubelet.diffusion.objectives import Prediction
 from tubelet.diffusion.paths import LDM, Cosine, Spacing, VariancePreserving, VPLinear, spaced_sigmas
 from tubelet.generate.folder import quick
@@ -393,7 +393,7 @@ def read_dit_file(path: Path) -> tuple[DiT, int]:
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  not a mapping
-    except (SafetensorError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is truncated or corrupt ({error}); restore it from its source") from error
     kernel, head, table, places = (
         shapes.get(name, ())

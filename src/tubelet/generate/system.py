@@ -49,12 +49,14 @@ from tubelet.text.expand import Expander, RuleExpander
 class Shot:
     """A stretch of a film: its words, its length in frames, and the pictures (clips of one frame) that stand in it, by frame.
 
-    Negative frames count from the end, as indices do: `{0: first, -1: last}`. A first picture makes the shot begin with a cut.
+    Negative frames count from the end, as indices do: `{0: first, -1: last}`. A shot goes on from the one before, unless it has
+    a first picture or `cut` says that it begins anew: words that name other things than the shot before are followed then.
     """
 
     prompt: str
     frames: int
     pictures: Mapping[int, Video] = field(default_factory=dict)
+    cut: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.frames, bool) or not isinstance(self.frames, int) or self.frames < 1:
@@ -313,7 +315,7 @@ class System:
         shape = self.engine.latent_shape(size, frames)
         cells = [self._cell(begin) for begin in begins]
         spans = [
-            Span(begin, end, 0 in shot.pictures and begin > 0)
+            Span(begin, end, (shot.cut or 0 in shot.pictures) and begin > 0)
             for begin, end, shot in zip(cells[:-1], cells[1:], shots, strict=True)
         ]
         for _, clip in known:
@@ -336,6 +338,7 @@ class System:
             "prompt": " | ".join(shot.prompt for shot in shots),
             "text": " | ".join(texts),
             "shots": [[shot.prompt, text, shot.frames] for shot, text in zip(shots, texts, strict=True)],
+            "cuts": [number for number, shot in enumerate(shots) if shot.cut],
             "rolling": to_dict(rolling),
             "task": "known" if known else "film",
         }
@@ -539,7 +542,7 @@ def regenerate(settings: Mapping[str, Any], system: System | None = None, *, pro
         raise UserError(f"the film was computed in {wanted.dtype}, this system in {system.dtype}; load it with that dtype")
     sampling = Sampling(wanted.steps, wanted.guidance, wanted.interval, wanted.solver, wanted.shift, wanted.tokens)
     if wanted.task == "film":
-        shots = [Shot(prompt, frames) for prompt, _, frames in wanted.shots]
+        shots = [Shot(words, frames, cut=number in wanted.cuts) for number, (words, _, frames) in enumerate(wanted.shots)]
         texts = [text for _, text, _ in wanted.shots]
         return system._film(shots, texts, wanted.size, wanted.seed, sampling, None, None, wanted.rolling, progress)
     whole = (wanted.size, wanted.frames, sampling, 1, progress)
@@ -566,6 +569,7 @@ class _Recorded:
     loop: bool = False
     task: str = "text"
     shots: tuple[tuple[str, str, int], ...] = ()
+    cuts: tuple[int, ...] = ()
     rolling: Rolling = field(default_factory=Rolling)
 
 

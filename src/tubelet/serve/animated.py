@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -19,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
-from tubelet.serve.errors import ApiError
+from tubelet.serve.errors import ApiError, not_found
 from tubelet.serve.logs import log_failure
-from tubelet.serve.records import Job, StorageFull
+from tubelet.serve.records import Asset, Job, StorageFull
 
 if TYPE_CHECKING:
     from tubelet.serve.service import Service
@@ -41,7 +42,7 @@ FULL = 28
 _PACKAGES = str(Path(__file__).resolve().parents[2])
 
 
-async def animated(room: Service, job: Job, film: Path, kind: Animated) -> Path:
+async def animated(room: Service, job: Job, film: Asset, kind: Animated) -> Path:
     """The file of a job's film as an animated picture, made now unless it is there.
 
     Raises ApiError 503 when too many wait or it cannot be made, StorageFull when there is no room.
@@ -57,18 +58,23 @@ async def animated(room: Service, job: Job, film: Path, kind: Animated) -> Path:
     return path
 
 
-async def _made(room: Service, job: Job, film: Path, path: Path) -> None:
-    if room.store.free() < room.store.reserve:
+async def _made(room: Service, job: Job, film: Asset, path: Path) -> None:
+    if not await room.ask(room.store.roomy):
         raise StorageFull
     path.parent.mkdir(mode=0o700, exist_ok=True)
     part = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    brought = part.with_suffix("")  # a folder of this picture's own
     # By standard input: a prompt is nothing for the list of processes.
-    wish = {"film": str(film), "out": str(part), "facts": _facts(job), "secrets": str(room.config.data / "provenance")}
+    wish = {"out": str(part), "facts": _facts(job), "secrets": str(room.config.data / "provenance")}
     wish |= {name: str(file) for name in ("certificate", "certificate_key") if (file := getattr(room.config, name))}
     # The environment may hold secrets, and the child needs none of it.
     environment = {"PYTHONPATH": _PACKAGES, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
     command, nothing = [sys.executable, "-P", "-m", __name__], subprocess.DEVNULL
     try:
+        source = await room.ask(room.store.fetch, film.id, brought)
+        if source is None:
+            raise not_found("file")
+        wish["film"] = str(source)
         code = -1
         with anyio.move_on_after(PATIENCE):
             done = await anyio.run_process(
@@ -84,6 +90,7 @@ async def _made(room: Service, job: Job, film: Path, path: Path) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+        shutil.rmtree(brought, ignore_errors=True)
     if await room.read(room.jobs.get, job.id, None) is None:  # deleted meanwhile, with what there was of it then
         forget(room.config.data, job.id)
 
@@ -100,7 +107,7 @@ def tidy(data: Path) -> None:
     for entry in list(os.scandir(data / "variants")) if (data / "variants").is_dir() else ():
         with contextlib.suppress(OSError):
             if entry.stat().st_mtime < time.time() - KEPT:
-                os.unlink(entry)
+                shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
 
 
 def _facts(job: Job) -> dict[str, Any]:

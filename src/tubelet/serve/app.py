@@ -21,6 +21,7 @@ from tubelet.serve.errors import ApiError, install
 from tubelet.serve.feed import Event, Feed
 from tubelet.serve.guard import Guard
 from tubelet.serve.inputs import FILES, expired, outlived
+from tubelet.serve.journals import copies_of
 from tubelet.serve.logs import log_failure
 from tubelet.serve.metrics import Metrics
 from tubelet.serve.openapi import describe
@@ -33,7 +34,7 @@ from tubelet.serve.webhooks import Deliveries
 
 if TYPE_CHECKING:
     from tubelet.serve.jobs import Jobs
-    from tubelet.serve.store import Store
+    from tubelet.serve.store import Assets
 
 PUBLIC = ("/healthz", "/readyz", "/openapi.json", "/v1/provenance/root.pem")
 """Routes that need no key, beside the studio's files."""
@@ -54,7 +55,7 @@ _KINDS = {
 }
 
 
-def create_app(jobs: Jobs, store: Store, config: ServeConfig) -> FastAPI:
+def create_app(jobs: Jobs, store: Assets, config: ServeConfig) -> FastAPI:
     """The application. `app.state.service` is what its routes share; call its `drain` when the process is asked to stop."""
     app = FastAPI(title="tubelet", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan, redirect_slashes=False)
     metrics = Metrics()
@@ -83,9 +84,12 @@ def _studio(folder: Path) -> list[Route]:
     """The studio's page and its files, each a route of its own: no path from a client is ever joined to a folder."""
 
     def page(path: Path) -> Any:
-        async def answer(_request: Any) -> Response:
+        async def answer(request: Any) -> Response:
+            # Small files, of which nobody needs a part: the library would answer a broken range in words of its own.
+            request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
             named = path.name == "index.html"
             headers = {} if named else {"cache-control": "public, max-age=31536000, immutable"} if path.parent != folder else {}
+            headers["accept-ranges"] = "none"
             return FileResponse(path, media_type=_KINDS.get(path.suffix, "application/octet-stream"), headers=headers)
 
         return answer
@@ -150,6 +154,7 @@ def _tidy(room: Service) -> None:
     room.wipe(name for document in files for name in (document["asset"], document["credentials"]) if name)
     room.store.sweep(room.jobs.referenced())
     animated.tidy(room.config.data)
+    copies_of(room.store).tidy(room.jobs)
 
 
 def _all(room: Service, kind: str) -> Any:

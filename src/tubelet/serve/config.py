@@ -158,12 +158,15 @@ class Moderation:
 class ServeConfig:
     """Settings of the API process. Raises UserError when they contradict each other.
 
-    `data` holds everything that the server keeps. `default` is the system of a request that names no model. `aliases` are
-    other names of systems; a request by alias gets Sora's defaults (720x1280, 4 s), one by a system's own name the system's.
+    `data` holds everything that the server keeps, but for what `objects` does. `default` is the system of a request that names
+    no model. `aliases` are other names of systems; a request by alias gets Sora's defaults (720x1280, 4 s), one by a system's
+    own name the system's.
     """
 
     data: Path
     systems: Mapping[str, SystemFacts]
+    objects: str | None = None
+    """The address of an object store that holds films, uploads and copies of journals; None: `data` does."""
     default: str = ""
     """Empty: the first of `systems`."""
     aliases: Mapping[str, str] | None = None

@@ -101,7 +101,12 @@ def of(error: Exception) -> ApiError:
                 429, "The queue is full; try again soon.", code="queue_full", retry_after=min(error.retry_after, LONGEST_WAIT)
             )
         case StorageFull():
-            return ApiError(503, "The disk is full; make room or try again later.", code="storage_full", retry_after=30)
+            return ApiError(
+                503,
+                "The disk or the object store is full, or does not answer; make room or try again later.",
+                code="storage_full",
+                retry_after=30,
+            )
         case KeyConflict():
             return ApiError(409, "This idempotency key was used with another request; take a new one.", code="key_conflict")
         case UserError():

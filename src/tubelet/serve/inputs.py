@@ -182,7 +182,7 @@ async def take_job(room: Service, caller: Caller, id: str, param: str) -> Taken:
     if job.state != "completed":
         raise invalid(f"That video is {job.state}; wait until it is completed, or choose another.", param, "video_not_ready")
     film = film_of(job)
-    if film is None or expired(job) or room.store.path(film.id) is None:
+    if film is None or expired(job) or await room.ask(room.store.size, film.id) is None:
         raise invalid("That video's file is no longer kept.", param, "video_expired")
     height, width = size_of(job) or (0, 0)
     frames = int(job.result.get("frames") or 0)

@@ -112,17 +112,20 @@ def admit(data: bytes, limits: Limits = Limits(), *, want: Want = "any") -> Admi
     """
     media = _checked_type(data, limits, "image" if want == "mask" else want)
     task = "mask" if want == "mask" else "admit"
-    header, parts = _call({"task": task, "media": media, "limits": asdict(limits)}, data, limits)
-    height, width = header["size"]
-    return Admitted(
-        data=parts[0],
-        media="image/png" if header["kind"] == "image" else "video/mp4",
-        kind=header["kind"],
-        size=(height, width),
-        frames=header["frames"],
-        fps=header["fps"],
-        credentials=parts[1] or None,
-    )
+    return _told(*_call({"task": task, "media": media, "limits": asdict(limits)}, data, limits))
+
+
+def _told(header: dict[str, Any], parts: list[bytes]) -> Admitted:
+    """The child's answer. A decoder that a file has taken over could say anything; what makes no sense is no answer."""
+    try:
+        (height, width), kind, frames, fps = header["size"], header["kind"], header["frames"], header["fps"]
+        whole = all(type(number) is int and 0 < number < 1 << 31 for number in (height, width, frames))
+        if not whole or kind not in ("image", "video") or not 0 <= float(fps) <= 1000:
+            raise ValueError
+        media = "image/png" if kind == "image" else "video/mp4"
+        return Admitted(parts[0], media, kind, (height, width), frames, float(fps), parts[1] or None)
+    except (LookupError, TypeError, ValueError, OverflowError):
+        raise Refused("unreadable_media") from None
 
 
 def mean_luma(data: bytes, limits: Limits = Limits()) -> np.ndarray:
@@ -134,7 +137,10 @@ def mean_luma(data: bytes, limits: Limits = Limits()) -> np.ndarray:
 
     media = _checked_type(data, limits, "any")
     header, parts = _call({"task": "luma", "media": media, "limits": asdict(limits)}, data, limits)
-    return np.frombuffer(parts[0], np.float32).reshape(header["size"])
+    try:
+        return np.frombuffer(parts[0], np.float32).reshape(header["size"])
+    except (LookupError, TypeError, ValueError, OverflowError):  # as in `_told`
+        raise Refused("unreadable_media") from None
 
 
 def _checked_type(data: bytes, limits: Limits, want: str) -> str:

@@ -28,7 +28,7 @@ from tubelet import __version__
 from tubelet.core.errors import UserError
 from tubelet.serve import confine
 from tubelet.serve.intake import Refused, sniff
-from tubelet.serve.store import storage_full
+from tubelet.serve.store import raise_if_full
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -147,13 +147,13 @@ class Signer:
             kept["prompt_hash"] = self.prompt_hash(facts["prompt"])
         return kept
 
-    def check(self, path: Path, media: str) -> dict[str, Any]:
+    def check(self, file: Path | bytes, media: str) -> dict[str, Any]:
         """What the credentials of a file say, and whether they hold; see `check`; only this signer's root is trusted."""
-        return check(path, media, self.root_pem())
+        return check(file, media, self.root_pem())
 
 
-def check(path: Path, media: str, root: bytes | None = None) -> dict[str, Any]:
-    """Read and verify the credentials of a file that anybody may have made; in a confined child process.
+def check(file: Path | bytes, media: str, root: bytes | None = None) -> dict[str, Any]:
+    """Read and verify the credentials of a file, or its bytes, that anybody may have made; in a confined child process.
 
     Gives "outcome" (found, not_found), "validation_state" (trusted: intact and signed under `root`; valid: intact, signed by
     somebody else; invalid: changed, torn or badly signed; not_present), "issuer", "model", "generated_at" (unix seconds, as
@@ -161,7 +161,7 @@ def check(path: Path, media: str, root: bytes | None = None) -> dict[str, Any]:
     Raises Refused when the file takes too long.
     """
     try:
-        answer, _ = confine.run(__name__, {"media": media, "root": root.decode() if root else None}, Path(path))
+        answer, _ = confine.run(__name__, {"media": media, "root": root.decode() if root else None}, file)
     except confine.ChildFailed as error:
         if error.reason == "timeout":  # says nothing about the file
             raise Refused("timeout") from None
@@ -230,7 +230,8 @@ def _replace(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
-        raise storage_full(error) from error
+        raise_if_full(error)
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,7 +5,6 @@ The count of seconds outlives restarts, and the films that are deleted; bytes ar
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from tubelet.serve.errors import ApiError
 if TYPE_CHECKING:
     from tubelet.serve.jobs import Jobs
     from tubelet.serve.records import Asset
-    from tubelet.serve.store import Store
+    from tubelet.serve.store import Assets
 
 USAGE = "usage"
 DAY = 86400
@@ -46,15 +45,10 @@ def seconds_of(request: Mapping[str, Any]) -> float:
     return float(request["seconds"] or (request.get("source") or {}).get("seconds") or 0.0)
 
 
-def kept(jobs: Jobs, store: Store, owner: str, new: Sequence[Asset] = ()) -> tuple[int, int]:
+def kept(jobs: Jobs, store: Assets, owner: str, new: Sequence[Asset] = ()) -> tuple[int, int]:
     """Bytes of the files that a key's films, uploads and characters name, each once; and of those `new` ones that are not."""
     names = jobs.referenced(owner, pictures=False)
-    total = 0
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-            path = store.path(name)
-            total += 0 if path is None else path.stat().st_size
-    return total, sum({asset.id: asset.bytes for asset in new if asset.id not in names}.values())
+    return store.weigh(names), sum({asset.id: asset.bytes for asset in new if asset.id not in names}.values())
 
 
 def headers(daily: float, left: float) -> dict[str, str]:

@@ -428,7 +428,7 @@ class _Job:
         shots: list[Shot] = []
         for shot in asked:
             frames = self._count(self.system.config.frames, not shots, shot)
-            shots.append(Shot(str(shot.get("prompt") or ""), frames))
+            shots.append(Shot(str(shot.get("prompt") or ""), frames, cut=bool(shot.get("cut"))))
         return shots
 
     def _extended(self, source: Path | None = None, whole: bool = False) -> Rendered:

@@ -231,6 +231,7 @@ class Shot(Asked):
 
     prompt: Prompt
     seconds: Seconds
+    cut: bool = Field(default=False, description="Begin anew, instead of going on from the shot before.")
 
 
 class Making(Asked):

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tubelet.serve.logs import log_failure, say
-from tubelet.serve.records import Asset, Job
+from tubelet.serve.records import Asset, Job, StorageFull
 
 if TYPE_CHECKING:
     from tubelet.serve.jobs import Jobs
-    from tubelet.serve.store import Store
+    from tubelet.serve.store import Assets
 
 PAUSE = 60.0
 """Seconds between two rounds."""
@@ -28,7 +28,7 @@ class Scrub:
     A file that is not there is none of its business: a folder that is not mounted would look like that.
     """
 
-    def __init__(self, jobs: Jobs, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, jobs: Jobs, store: Assets, clock: Callable[[], float] = time.monotonic) -> None:
         """The first round begins a pause from now: a server that starts has better things to do."""
         self._jobs, self._store, self._clock = jobs, store, clock
         self._after: str | None = None
@@ -68,7 +68,7 @@ class Scrub:
     def _damaged(self, asset: Asset) -> bool:
         try:
             # Twice: a film that is deleted in between is none that was damaged.
-            return not self._store.verify(asset) and self._store.path(asset.id) is not None and not self._store.verify(asset)
-        except OSError as error:  # says nothing of the bytes
+            return not self._store.verify(asset) and self._store.size(asset.id) is not None and not self._store.verify(asset)
+        except (OSError, StorageFull) as error:  # says nothing of the bytes
             log_failure("scrub", error)
             return False

@@ -23,6 +23,8 @@ from tubelet.serve.auth import Access, Allowance, Caller
 from tubelet.serve.config import ServeConfig
 from tubelet.serve.errors import ApiError
 from tubelet.serve.feed import Feed
+from tubelet.serve.journals import copies_of
+from tubelet.serve.logs import log_failure
 from tubelet.serve.metrics import Metrics, Stock
 from tubelet.serve.outbound import Outbound
 from tubelet.serve.records import Asset, Job, StorageFull
@@ -32,7 +34,7 @@ from tubelet.serve.retries import Refusals
 if TYPE_CHECKING:
     from tubelet.serve.jobs import Jobs
     from tubelet.serve.provenance import Signer
-    from tubelet.serve.store import Store
+    from tubelet.serve.store import Assets
 
 T = TypeVar("T")
 
@@ -61,7 +63,7 @@ class Service:
     """One running API process."""
 
     jobs: Jobs
-    store: Store
+    store: Assets
     config: ServeConfig
     metrics: Metrics
     outbound: Outbound
@@ -153,7 +155,10 @@ class Service:
         except StorageFull:
             return None
         if time.monotonic() - self._weighed[0] > WEIGHED:
-            self._weighed = time.monotonic(), self.store.used()
+            used = self._weighed[1]
+            with contextlib.suppress(StorageFull):  # an object store that does not answer: as much as before
+                used = self.store.used()
+            self._weighed = time.monotonic(), used
         oldest = counts.pop("oldest_queued_age")
         memory = max((worker.get("memory", 0) for worker in workers), default=0)
         return Stock(counts, oldest, totals, len(workers), memory, self._weighed[1])
@@ -174,11 +179,11 @@ class Service:
     def keep(self, assets: Iterable[tuple[Asset, bytes]]) -> None:
         """See that the files of a job that now exists are there: a film deleted meanwhile may have taken one that it shared."""
         for asset, data in assets:
-            if self.store.path(asset.id) is None:
+            if self.store.size(asset.id) is None:
                 self.store.put(data, asset.role, asset.media)
 
     def wipe(self, names: Iterable[str]) -> None:
-        """Remove the files that nothing names any more."""
+        """Remove the files that nothing names any more. What cannot be removed now the sweeper takes."""
         names = list(names)
         if not names:  # to know what is named means to read every job
             return
@@ -186,7 +191,15 @@ class Service:
             named = self.jobs.referenced()
             for name in names:
                 if name not in named:
-                    self.store.remove(name)
+                    try:
+                        self.store.remove(name)
+                    except (OSError, StorageFull) as error:
+                        log_failure("wipe", error)
+
+    def refuse_if_away(self) -> None:
+        """Raises StorageFull when files cannot be removed now: who deletes hears of it while there is something to delete."""
+        if not self.store.answers():
+            raise StorageFull("the object store does not answer")
 
     def delete(self, id: str, owner: str | None) -> Job | None:
         """Wipe a job: its row, its request, its files and what its worker noted down. None when there is none."""
@@ -194,8 +207,12 @@ class Service:
         return gone[0] if gone else None
 
     def delete_all(self, ids: Iterable[str], owner: str | None) -> list[Job]:
-        """Wipe jobs as `delete` does, with one look at what is still named; returns those that there were."""
+        """Wipe jobs as `delete` does, with one look at what is still named; returns those that there were.
+
+        Raises StorageFull.
+        """
         gone: list[Job] = []
+        self.refuse_if_away()
         try:
             for id in ids:
                 job = self.jobs.delete(id, owner)
@@ -204,6 +221,8 @@ class Service:
             self.wipe({name for job in gone for name in (*(asset.id for asset in job.outputs), *inputs_of(job))})
             for job in gone:
                 shutil.rmtree(self.config.data / "journals" / job.id, ignore_errors=True)
+                with contextlib.suppress(StorageFull):  # tidied later
+                    copies_of(self.store).forget(job.id)
                 animated.forget(self.config.data, job.id)
         return gone
 

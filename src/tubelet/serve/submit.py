@@ -153,7 +153,7 @@ async def submit(
                 prepared.request["retry"] = True
             if room.config.moderation is not None and room.config.moderation.frames > 0:
                 prepared.request["watched"] = True  # a worker that cannot show it to anybody must not make it
-            if room.store.free() < room.store.reserve:
+            if not await room.ask(room.store.roomy):
                 raise StorageFull
             job, new = await _created(
                 room,

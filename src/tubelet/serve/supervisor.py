@@ -27,8 +27,8 @@ from tubelet.serve.config import ServeConfig
 from tubelet.serve.jobs import Jobs
 from tubelet.serve.journals import tidy
 from tubelet.serve.logs import say
+from tubelet.serve.objects import open_assets
 from tubelet.serve.records import StorageFull
-from tubelet.serve.store import Store
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -169,7 +169,8 @@ class Supervisor:
         seat.name = f"{socket.gethostname()}-{secrets.token_hex(6)}"
         seat.ready, seat.heard, seat.changed = False, 0.0, now
         command, nothing = list(seat.command(seat.name)), subprocess.DEVNULL
-        seat.process = subprocess.Popen(command, stdin=nothing, stdout=nothing, env=self.environment)
+        # Our own program, by a list of words.
+        seat.process = subprocess.Popen(command, stdin=nothing, stdout=nothing, env=self.environment)  # noqa: S603
         say("worker started", worker=seat.name, pid=seat.process.pid)
 
     def _ended(self, seat: Seat, code: int, now: float) -> None:
@@ -218,7 +219,7 @@ def serve(
     """Answer until asked to stop by SIGTERM or SIGINT. Returns the exit code: 0, or 1 when no worker could be started.
 
     `url` is the job store; `commands` start the workers, in this `environment`; `announce` is told the address when the API
-    answers there. Raises UserError when the port is taken or the store cannot be used.
+    answers there. Raises UserError when the port is taken or a store cannot be used.
     """
     from tubelet.serve.app import create_app
 
@@ -226,7 +227,7 @@ def serve(
         listener = opened.enter_context(listen(config.host, config.port))
         jobs = Jobs.open(url)
         opened.callback(jobs.close)
-        store = Store(config.data / "assets")
+        store = open_assets(config.data, config.objects)
         jobs.sweep()
         # uvicorn takes both signals over while it runs, and raises them again at its end.
         stopped = threading.Event()

@@ -12,7 +12,6 @@ import gc
 import io
 import itertools
 import os
-import random
 import resource
 import secrets
 import shutil
@@ -39,10 +38,11 @@ from tubelet.generate.system import System, expander_of, load
 from tubelet.serve import logs
 from tubelet.serve.changes import CANCELLED
 from tubelet.serve.jobs import Jobs
-from tubelet.serve.journals import tidy
+from tubelet.serve.journals import copies_of, tidy
+from tubelet.serve.objects import open_assets
 from tubelet.serve.records import Asset, Claim, StorageFull, Total
 from tubelet.serve.render import Made, Mark, OutOfMemory, Rendered, out_of_memory, render
-from tubelet.serve.store import Store
+from tubelet.serve.store import Assets
 from tubelet.serve.traces import id_of
 from tubelet.text.expand import Expander
 
@@ -77,12 +77,14 @@ UNCHECKED = "This server could not check what it has made; ask again later."
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker is told. `data` is the server's folder, `url` its job store."""
+    """What a worker is told. `data` is the server's folder, or one of this machine's own, `url` the server's job store."""
 
     data: Path
     url: str
     system: str
     """A shipped system's name, or a folder that holds one."""
+    objects: str | None = None
+    """The server's object store, where its files are in one; None: they are in its folder."""
     device: str = "auto"
     name: str = ""
     """What the job store calls this worker; empty: host, process and something drawn."""
@@ -104,12 +106,13 @@ class WorkerConfig:
 def run(config: WorkerConfig, expander: Expander | None = None) -> int:
     """Load the system and work until asked to stop by SIGTERM or SIGINT, or until the parent is gone. Returns the exit code.
 
-    Raises UserError when the system or the job store cannot be had.
+    Raises UserError when the system, the job store or the object store cannot be had.
     """
     stopping = threading.Event()
     with contextlib.ExitStack() as opened:
         for number in (signal.SIGTERM, signal.SIGINT):
             opened.callback(signal.signal, number, signal.signal(number, lambda *_: stopping.set()))
+        store = open_assets(config.data, config.objects, check=config.parent is None)  # a server has looked itself
         system = load(config.system, device=config.device)
         check_eyes(config.moderation)
         signer = None
@@ -119,7 +122,6 @@ def run(config: WorkerConfig, expander: Expander | None = None) -> int:
             signer = Signer.open(config.data / "provenance", config.certificate, config.certificate_key)
         jobs = Jobs.open(config.url)
         opened.callback(jobs.close)
-        store = Store(config.data / "assets")
         return Worker(jobs, store, system, config, signer=signer, expander=expander, stopping=stopping).run()
 
 
@@ -146,7 +148,7 @@ class Worker:
     def __init__(
         self,
         jobs: Jobs,
-        store: Store,
+        store: Assets,
         system: System,
         config: WorkerConfig,
         *,
@@ -175,7 +177,7 @@ class Worker:
                     tidy(self.config.data / "journals", self.jobs)
                     tidied = time.monotonic()
                 # A job begun now would only wait for room at its end.
-                roomy = self.store.free() > self.store.reserve
+                roomy = self.store.roomy()
                 worked = roomy and self.turn()
                 full = self.told("no room", full, not roomy)
             except StorageFull:
@@ -244,7 +246,10 @@ class _Refused(Exception):  # noqa: N818  an answer, not a defect
 
 
 class _Attempt:
-    """One claim, from its first step to its end. The heartbeat runs beside the work and tells it when to stop."""
+    """One claim, from its first step to its end.
+
+    Beside the work run a heartbeat, which tells it when to stop, and a courier, who brings away what others are to see of it.
+    """
 
     def __init__(self, worker: Worker, claim: Claim) -> None:
         self._worker, self._claim, self._job = worker, claim, claim.job
@@ -253,8 +258,13 @@ class _Attempt:
         self._ended = threading.Event()
         self._lost = self._cancelled = False
         self._progress = 0
+        self._copy = copies_of(worker.store).of(claim.job.id, self._folder)
         self._preview: bytes | None = None
-        self._finished = False
+        self._ready: Asset | None = None
+        """A preview that is in the store, and that the job store has not heard of yet."""
+        self._old: list[str] = []
+        """Previews that are no longer shown."""
+        self._finished = self._forgotten = False
         self._looked = False
         self._written: dict[str, Path] = {}
         self._shown = next((asset for asset in claim.job.outputs if asset.role == "preview"), None)
@@ -266,17 +276,22 @@ class _Attempt:
 
     def run(self) -> None:
         """Make the film. Whatever happens, the job is finished, failed, given back or, where it was lost, left alone."""
-        heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        heart.start()
+        beside = [threading.Thread(target=self._beat, name="heartbeat"), threading.Thread(target=self._carry, name="courier")]
+        for thread in beside:
+            thread.daemon = True
+            thread.start()
         begin = time.monotonic()
         try:
             word = self._work()
         finally:
             self._ended.set()
-            heart.join()
+            for thread in beside:
+                thread.join()
             self._tell_counted()
-            if self._finished:
-                self._keep_preview(None)  # the heart may have put one more while the job ended
+            self._clear_previews()
+            if self._forgotten:
+                with contextlib.suppress(StorageFull):  # tidied later
+                    self._copy.forget()
             shutil.rmtree(self._out, ignore_errors=True)
         self._say(word, seconds=round(time.monotonic() - begin, 3))
 
@@ -318,6 +333,10 @@ class _Attempt:
         if request.get("watched") and not self._watched:
             self._say("this worker has no moderation endpoint that is shown frames, and the server has one")
             raise _Refused("moderation_unavailable", UNCHECKED)
+        if self._claim.attempt > 1:
+            noted = self._insist(self._copy.fetch)
+            if noted:
+                self._say("journal fetched", files=noted)
         try:
             rendered = self._rendered(lean=False)
         except OutOfMemory:
@@ -349,7 +368,8 @@ class _Attempt:
             return
         shots = len(self._job.request.get("shots") or ())
         bins = np.linspace(0, len(frames), 1 + min(len(frames), max(endpoint.frames, 2 * shots)))
-        places = {int(random.uniform(low, high)) for low, high in itertools.pairwise(bins)}  # nobody can know which
+        chance = secrets.SystemRandom()  # nobody can know which
+        places = {int(chance.uniform(low, high)) for low, high in itertools.pairwise(bins)}
         for place in sorted(places | {0, len(frames) - 1}):
             out = io.BytesIO()
             Image.fromarray(frames[place]).save(out, "JPEG", quality=90)
@@ -379,11 +399,15 @@ class _Attempt:
     def _rendered(self, lean: bool) -> Rendered:
         inputs: dict[str, Path] = {}
         for item in self._job.request.get("inputs") or ():
-            path = self._worker.store.path(item["asset"])
+            path = self._insist(lambda id=item["asset"]: self._fetched(id))
             if path is not None:
                 inputs[item["asset"]] = path
         more: dict[str, Any] = {"expander": self._worker.expander, "lean": lean}
         return render(self._worker.system, self._job.request, inputs, self._folder, self._step, self._show, **more)
+
+    def _fetched(self, id: str) -> Path | None:
+        """The file of an input; None when it is not there any more."""
+        return self._worker.store.fetch(id, self._folder / "inputs")
 
     def _put(self, rendered: Rendered) -> list[Asset]:
         """Everything that was made, in the store, marked and signed."""
@@ -446,10 +470,9 @@ class _Attempt:
         from tubelet.serve.provenance import Ingredient
 
         for item in self._job.request.get("inputs") or ():
-            path = self._worker.store.path(item["asset"])
-            kept = self._worker.store.path(item.get("credentials") or "")
+            path = self._fetched(item["asset"])
             if path is not None and item["role"] != "mask":  # which says where, and shows nothing
-                yield Ingredient(path, None if kept is None else kept.read_bytes())
+                yield Ingredient(path, self._worker.store.read(item.get("credentials") or ""))
 
     # What the renderer calls.
 
@@ -500,6 +523,8 @@ class _Attempt:
             return "lost"
         if self._cancelled:
             return self._fail(CANCELLED["code"], CANCELLED["message"])
+        with contextlib.suppress(StorageFull):  # whoever goes on computes the rest again
+            self._copy.send()
         return "given back" if self._close(lambda: self._worker.jobs.release(self._claim)) else "lost"
 
     def _fail(self, code: str, message: str) -> str:
@@ -521,9 +546,11 @@ class _Attempt:
         """See that the files of a finished film are there: until now no row named them, and whoever deleted a film of the very
         same bytes may have taken them."""
         for asset in outputs:
-            while self._worker.store.path(asset.id) is None:
+            while True:
                 try:
-                    self._worker.store.put(self._written[asset.id], asset.role, asset.media)
+                    if self._worker.store.size(asset.id) is None:
+                        self._worker.store.put(self._written[asset.id], asset.role, asset.media)
+                    break
                 except StorageFull:
                     self._moved = time.monotonic()
                     if self._worker.stopping.wait(ROOM_PAUSE):
@@ -539,11 +566,12 @@ class _Attempt:
         return word
 
     def _forget(self) -> None:
+        self._forgotten = True
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _discard(self, outputs: list[Asset]) -> None:
         """Take back what nobody waits for any more, unless another job made the very same. The sweeper would, in an hour."""
-        with contextlib.suppress(StorageFull):
+        with contextlib.suppress(StorageFull, OSError):
             named = self._worker.jobs.referenced()
             for asset in outputs:
                 if asset.id not in named:
@@ -567,26 +595,52 @@ class _Attempt:
                 self._log(error)
 
     def _tell(self) -> None:
-        preview, self._preview = self._preview, None
-        asset = None
-        if preview is not None:
-            with contextlib.suppress(StorageFull):
-                asset = self._worker.store.put(preview, "preview", "image/jpeg")
+        asset = self._ready
         with self._uncounted() as counted:
             more: dict[str, Any] = {"progress": self._progress, "preview": asset, "counted": counted}
             answer = self._worker.jobs.heartbeat(self._claim, **more)
+        if asset is not None and not answer.lost:
+            before, self._shown, self._ready = self._shown, asset, None
+            if before is not None and before.id != asset.id:
+                self._old.append(before.id)
         self._lost, self._cancelled = self._lost or answer.lost, self._cancelled or answer.cancelled
-        if asset is not None and answer.lost:
-            self._discard([asset])  # no row will ever name it: the job may have been deleted since it was put
-        elif asset is not None:
-            self._keep_preview(asset)
 
-    def _keep_preview(self, asset: Asset | None) -> None:
-        """Only this preview stays."""
-        before, self._shown = self._shown, asset
-        if before is not None and (asset is None or asset.id != before.id):
-            with contextlib.suppress(OSError):
-                self._worker.store.remove(before.id)
+    # The courier.
+
+    def _carry(self) -> None:
+        """Bring to the store what others are to see of the work: a heartbeat must not wait for a store that hangs."""
+        while not (self._ended.wait(BEAT) or self._lost):
+            try:
+                self._remove_old()
+                if self._preview is not None and self._ready is None:
+                    preview, self._preview = self._preview, None
+                    self._ready = self._worker.store.put(preview, "preview", "image/jpeg")
+                self._copy.send()
+            except StorageFull:
+                pass  # the next time, perhaps
+            except Exception as error:  # noqa: BLE001  a film does not depend on what is seen of it
+                self._log(error)
+        if self._lost:
+            self._discard_untold()
+
+    def _remove_old(self) -> None:
+        """Remove the previews that newer ones have replaced."""
+        while self._old:
+            self._worker.store.remove(self._old.pop())
+
+    def _discard_untold(self) -> None:
+        """Remove the preview that no row will ever name: the job may have been deleted since it was put."""
+        untold, self._ready = self._ready, None
+        if untold is not None:
+            self._discard([untold])
+
+    def _clear_previews(self) -> None:
+        """What is left to be done when neither heart nor courier is at work any more."""
+        if self._finished and self._shown is not None:
+            self._old.append(self._shown.id)
+        with contextlib.suppress(StorageFull, OSError):  # the sweeper takes what stays
+            self._discard_untold()
+            self._remove_old()
 
     # What is counted.
 

@@ -99,7 +99,8 @@ class ChatModel:
             headers["Authorization"] = f"Bearer {self.api_key}"
         address = self.base_url.rstrip("/") + "/chat/completions"
         try:
-            request = urllib.request.Request(address, json.dumps(question).encode(), headers, method="POST")
+            # The scheme was checked when the address was told.
+            request = urllib.request.Request(address, json.dumps(question).encode(), headers, method="POST")  # noqa: S310
             with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as answer:
                 return answer.read(_ANSWER_LIMIT)
         except urllib.error.HTTPError as error:

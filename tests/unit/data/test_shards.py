@@ -1,18 +1,28 @@
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import logging
+import os
 import random
 import shutil
+import sys
+import tarfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from tubelet.core.errors import UserError
+from tubelet.core.files import sha256
 from tubelet.data import shards
 from tubelet.data.schema import Record, validate
-from tubelet.data.shards import ShardDataset, ShardWriter, read_index
+from tubelet.data.shards import SEAL, ShardDataset, ShardWriter, read_index
 from tubelet.data.stream import Stream, TensorSource
 
 
@@ -257,6 +267,224 @@ def test_a_broken_index_or_seal_is_refused(copy: Path) -> None:
     (copy / "index.json").unlink()
     with pytest.raises(UserError, match="run its writer"):
         ShardDataset(copy)
+
+
+# What strangers made.
+
+TOUCHES = (
+    "open",
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+    "os.mkfifo",
+)
+
+
+class Watch:
+    """Notes which files this process opens, makes, moves and removes outside of a folder."""
+
+    def __init__(self) -> None:
+        self.inside: Path | None = None
+        self.seen: list[str] = []
+        sys.addaudithook(self._heard)
+
+    def _heard(self, event: str, facts: tuple[Any, ...]) -> None:
+        if self.inside is not None and event in TOUCHES and isinstance(facts[0], (str, bytes, os.PathLike)):
+            path = Path(os.path.abspath(os.fsdecode(facts[0])))
+            if not path.is_relative_to(self.inside) and path.suffix not in (".py", ".pyc", ".so"):
+                self.seen.append(f"{event} {path}")
+
+
+WATCH = Watch()
+
+
+def used(folder: Path) -> str:
+    """A data set is read, looked over, checked and gone on with; how that began."""
+    WATCH.inside, WATCH.seen, word = folder.resolve(), [], "read"
+    try:
+        try:
+            data = ShardDataset(folder, policy="skip")
+        except UserError as error:
+            word = str(error)
+        else:
+            for number in range(len(data)):
+                data.read(number)
+            for look in (data.check, lambda: data.shapes("latent"), lambda: data.facts(0)):
+                try:
+                    look()
+                except UserError:
+                    word = "not readable"
+        try:
+            with ShardWriter(folder, 9000) as writer:
+                writer.add(record(99))
+        except UserError:
+            pass
+    finally:
+        WATCH.inside = None
+    assert WATCH.seen == []
+    return word
+
+
+def sealed(folder: Path, entries: list[dict[str, Any]], shards: dict[str, Any], **more: Any) -> None:
+    """Write any index, and a seal that fits it."""
+    index = next(folder.glob("index-*.parquet"))
+    pq.write_table(pa.Table.from_pylist(entries), index)
+    facts = {"records": len(entries), "index": index.name, "index_sha256": sha256(index), "shards": shards}
+    (folder / SEAL).write_text(json.dumps({**facts, **more}))
+
+
+NAMES = [
+    "../victim",
+    "../../victim",
+    "/etc/passwd",
+    "shard-00000.tar/../../victim",
+    "..",
+    "",
+    "x/y",
+    "shard-00000.tar\0",
+    "C:\\x",
+]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "OUTSIDE"])
+@pytest.mark.parametrize("where", ["shard", "index", "notes"])
+def test_names_in_a_data_set_lead_nowhere(copy: Path, name: str, where: str) -> None:
+    victim = copy.parent / "victim"
+    others = [victim, copy.parent / "victim.entries.json"]
+    for path in others:
+        path.write_text("mine")
+    name = str(victim) if name == "OUTSIDE" else name
+    entries, sizes = read_index(copy)
+    rows = [vars(entry) for entry in entries]
+    if where == "shard":
+        sealed(copy, [{**row, "shard": name} for row in rows], {name: 4})
+    elif where == "index":
+        sealed(copy, rows, sizes, index=name)
+    else:
+        for path in copy.glob("index*"):
+            path.unlink()
+        for shard in sizes:
+            noted = [{**row, "shard": name} for row in rows if row["shard"] == shard]
+            (copy / f"{shard}.entries.json").write_text(json.dumps({"bytes": sizes[shard], "entries": noted}))
+    assert used(copy) != "read"
+    assert [path.read_text() for path in others] == ["mine", "mine"]
+
+
+def hostile_members(folder: Path) -> list[tarfile.TarInfo]:
+    """Members that would do harm where they were unpacked: by name, by link, as a device."""
+    made = []
+    for number, name in enumerate([*NAMES[:4], str(folder.parent / "victim"), "inner/../../victim"]):
+        for kind in (
+            tarfile.REGTYPE,
+            tarfile.SYMTYPE,
+            tarfile.LNKTYPE,
+            tarfile.CHRTYPE,
+            tarfile.BLKTYPE,
+            tarfile.FIFOTYPE,
+            tarfile.DIRTYPE,
+        ):
+            member = tarfile.TarInfo(name if kind != tarfile.SYMTYPE else f"link-{number}")
+            member.type, member.linkname, member.mode = kind, name, 0o4777
+            member.devmajor, member.devminor = 1, 3
+            made.append(member)
+            if kind == tarfile.SYMTYPE:  # and something written through it
+                made.append(tarfile.TarInfo(f"link-{number}/victim"))
+    return made
+
+
+def test_members_of_a_shard_are_not_unpacked(copy: Path) -> None:
+    """Hostile members before, between and behind the records: these are read as they are, and nothing is made of the others."""
+    victim = copy.parent / "victim"
+    victim.write_text("mine")
+    entries, sizes = read_index(copy)
+    rows, number = [], 0
+    for shard in sizes:
+        with tarfile.open(copy / shard) as old:
+            members = [(member, old.extractfile(member).read()) for member in old.getmembers()]  # type: ignore[union-attr]
+        places = {}
+        with tarfile.open(copy / shard, "w", format=tarfile.GNU_FORMAT) as new:
+            for member, data in members:
+                for bad in hostile_members(copy):
+                    new.addfile(bad)
+                    number += 1
+                places[member.name] = new.fileobj.tell() + tarfile.BLOCKSIZE  # type: ignore[union-attr]
+                new.addfile(member, io.BytesIO(data))
+        for entry in (entry for entry in entries if entry.shard == shard):
+            here = {"offset": places[f"{entry.key}.safetensors"], "meta_offset": places[f"{entry.key}.json"]}
+            rows.append(vars(replace(entry, **here)))
+    assert number > 1000
+    sealed(copy, rows, {shard: (copy / shard).stat().st_size for shard in sizes})
+    before = sorted(path.name for path in copy.parent.iterdir())
+    assert used(copy) == "read"
+    data = ShardDataset(copy)
+    assert all(same(data.read(n), record(n)) for n in range(20))
+    assert (victim.read_text(), sorted(path.name for path in copy.parent.iterdir())) == ("mine", before)
+    assert not [path for path in copy.iterdir() if path.is_symlink() or not path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"offset": "1"}, {"key": 3}, {"sha256": None}, {"offset": 1.5}, {"more": 1}, {"shard": None},
+        {"tensors": "{"}, {"tensors": "[]"}, {"tensors": '{"latent": 1}'}, {"tensors": '{"latent": {"shape": ["x"]}}'},
+        {"tensors": '{"latent": {"shape": [1e999]}}'}, {"meta": "[" * 100_000}, {"meta": "3"},
+    ],
+)  # fmt: skip
+def test_an_index_that_says_odd_things_is_refused(copy: Path, change: dict[str, Any]) -> None:
+    entries, sizes = read_index(copy)
+    sealed(copy, [{**vars(entry), **change} for entry in entries], sizes)
+    assert used(copy) != "read"
+
+
+def test_tensors_of_a_shape_that_torch_does_not_know_are_a_bad_record(copy: Path) -> None:
+    head = b'{"latent":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}'
+    entries, sizes = read_index(copy)
+    shard, data = copy / entries[0].shard, len(head).to_bytes(8, "little") + head
+    bad = bytearray(shard.read_bytes())
+    bad[entries[0].offset : entries[0].offset + len(data)] = data
+    meta = bytes(bad[entries[0].meta_offset :][: entries[0].meta_size])
+    shard.write_bytes(bad)
+    entry = replace(entries[0], size=len(data), sha256=hashlib.sha256(data + meta).hexdigest())
+    sealed(copy, [vars(entry), *(vars(other) for other in entries[1:])], sizes)
+    with pytest.raises(UserError, match=r"clip-00000.*is not readable"):
+        ShardDataset(copy).read(0)
+    skipping = ShardDataset(copy, policy="skip")
+    assert skipping.read(0) is None
+    assert skipping.skipped == 1
+
+
+@pytest.mark.parametrize("size", [0, -1, float("inf"), None, "x", [1], {}])
+def test_a_seal_that_says_odd_sizes_is_refused(copy: Path, size: Any) -> None:
+    entries, sizes = read_index(copy)
+    name = entries[0].shard
+    (copy / name).write_bytes(b"")
+    sealed(copy, [vars(entry) for entry in entries], {**sizes, name: size})
+    assert used(copy) != "read"
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" + bytes(40) + b"PAR1", b"PAR1" + b"\xff" * 60 + b"\x10\0\0\0PAR1"])
+def test_an_index_that_is_no_parquet_is_refused(copy: Path, data: bytes) -> None:
+    index = next(copy.glob("index-*.parquet"))
+    index.write_bytes(data)
+    (copy / SEAL).write_text(json.dumps({**json.loads((copy / SEAL).read_text()), "index_sha256": sha256(index)}))
+    assert "not an index" in used(copy)
+
+
+@pytest.mark.parametrize("notes", ["[]", "{}", '{"bytes": 1, "entries": 3}', '{"bytes": 1, "entries": [{"key": "a"}]}'])
+def test_notes_of_a_shard_that_are_none_are_not_believed(copy: Path, whole: Path, notes: str) -> None:
+    for path in copy.glob("index*"):
+        path.unlink()
+    (copy / "shard-00000.tar.entries.json").write_text(notes)
+    with ShardWriter(copy, 9000) as writer:
+        assert len(writer) == 0
+        for number in range(20):
+            writer.add(record(number))
+    assert contents(copy) == contents(whole)
 
 
 def test_verification_can_be_chosen(copy: Path) -> None:

@@ -21,7 +21,7 @@ from tubelet.serve.config import ServeConfig, SystemFacts
 from tubelet.serve.connections import protocol
 from tubelet.serve.jobs import Jobs
 from tubelet.serve.records import Asset, Claim
-from tubelet.serve.store import Store
+from tubelet.serve.store import Assets, Store
 
 TINY = SystemFacts("tiny", Path("tiny"), (32, 64), 9, 8.0, 2, 2.0, 1_700_000_000, "worlds")
 LOCAL = "http://127.0.0.1:8000"
@@ -35,7 +35,7 @@ class FakeWorker:
     """
 
     jobs: Jobs
-    store: Store
+    store: Assets
     held: threading.Event = field(default_factory=threading.Event)
     stopped: threading.Event = field(default_factory=threading.Event)
     expires: float | None = None
@@ -115,7 +115,7 @@ class Rig:
     """Everything of one server."""
 
     jobs: Jobs
-    store: Store
+    store: Any
     config: ServeConfig
     app: FastAPI
     client: Any
@@ -148,11 +148,20 @@ def config_of(folder: Path, **settings: Any) -> ServeConfig:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, *, working: bool = True, live: bool = False, headers: dict[str, str] | None = None, **settings: Any
+    folder: Path,
+    *,
+    working: bool = True,
+    live: bool = False,
+    headers: dict[str, str] | None = None,
+    store: Any = None,
+    **settings: Any,
 ) -> Iterator[Rig]:
-    """A server with a worker, unless told otherwise. `live`: behind a real socket; else called within this process."""
+    """A server with a worker, unless told otherwise. `live`: behind a real socket; else called within this process.
+
+    Its files are in a folder, or in a `store`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    jobs, store = Jobs.open(f"sqlite:///{folder}/tubelet.db"), Store(folder / "assets", reserve=0)
+    jobs, store = Jobs.open(f"sqlite:///{folder}/tubelet.db"), store or Store(folder / "assets", reserve=0)
     config = config_of(folder, **settings)
     app = create_app(jobs, store, config)
     worker = FakeWorker(jobs, store)

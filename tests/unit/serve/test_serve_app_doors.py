@@ -366,6 +366,16 @@ def test_the_studio_is_served_as_files(tmp_path: Path) -> None:
             assert rig.client.get(path).status_code == 404
 
 
+@pytest.mark.parametrize("wanted", ["bytes=0-!3", "bytes=", "lines=1-2", "bytes=9-2", "bytes=10000000-", "bytes=0-1"])
+def test_the_studios_files_come_whole_whatever_part_is_asked_for(tmp_path: Path, wanted: str) -> None:
+    (tmp_path / "studio").mkdir()
+    (tmp_path / "studio" / "index.html").write_text("<!doctype html>")
+    with serving(tmp_path / "server", studio=tmp_path / "studio") as rig:
+        answer = rig.client.get("/", headers={"range": wanted})
+    assert (answer.status_code, answer.text) == (200, "<!doctype html>")
+    assert answer.headers["accept-ranges"] == "none"
+
+
 def test_every_error_is_the_error_object(rig: Rig) -> None:
     for method, path, status, code in (
         ("GET", "/v1/nothing", 404, "not_found"),

@@ -114,6 +114,8 @@ def test_time_is_limited(run) -> None:
         "print('{\"_lengths\": [10]}'); sys.exit(0)",
         "print('{\"_lengths\": [-1]}'); sys.exit(0)",
         "print('{\"_lengths\": [1e30]}'); sys.exit(0)",
+        "print('{\"_lengths\": [Infinity]}'); sys.exit(0)",
+        "print('{\"_lengths\": [NaN]}'); sys.exit(0)",
         "print('{\"_lengths\": 3}'); sys.exit(0)",
         "print('{\"_lengths\": [9999999999999]}'); sys.exit(0)",
     ],

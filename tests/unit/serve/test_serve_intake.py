@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -21,6 +22,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from tubelet.serve import confine
 from tubelet.serve.intake import CODES, Admitted, Limits, Refused, Want, admit, credentials_in, mean_luma, sniff
 
 GROWTH = 50 << 20  # bytes by which a hostile file may grow this process
@@ -341,6 +343,31 @@ def test_nothing_is_decoded_for_what_is_not_a_picture_or_film(monkeypatch: pytes
     for data in (b"", HLS, CONCAT, picture("GIF", "P"), picture("JPEG2000")):
         assert code_of(data) == "unsupported_media"
     assert code_of(plain(), Limits(bytes=10)) == "too_large"
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"size": None}, {"size": [48]}, {"size": [48, -1]}, {"size": [48, 1e9]}, {"size": ["48", "64"]}, {"size": [True, 64]},
+        {"kind": "sound"}, {"kind": []}, {"frames": 0}, {"frames": 10**12}, {"frames": "8"}, {"fps": float("nan")},
+        {"fps": float("inf")}, {"fps": -1}, {"fps": None}, {"fps": "x"}, {"refused": "words of a decoder"}, {"refused": []},
+    ],
+)  # fmt: skip
+def test_a_child_that_says_what_makes_no_sense_is_not_believed(lie: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a decoder could that a file has taken over."""
+    truth = {"kind": "video", "size": [48, 64], "frames": 8, "fps": 8.0}
+    for header, parts, code in (
+        (truth, [b"film", b""], "admitted"),
+        ({**truth, **lie}, [b"film", b""], "unreadable_media"),
+        (truth, [b"film"], "unreadable_media"),
+        ({}, [], "unreadable_media"),
+    ):
+        monkeypatch.setattr(confine, "run", lambda *_, header=header, parts=parts: (dict(header), parts))
+        assert code_of(plain()) == code
+    for header, parts in (({}, [b""]), ({"size": [2, 2]}, [b"123"]), ({"size": [1e400, 1]}, [b"1234"]), ({"size": [2, 2]}, [])):
+        monkeypatch.setattr(confine, "run", lambda *_, header=header, parts=parts: (header, parts))
+        with pytest.raises(Refused, match="unreadable_media"):
+            mean_luma(plain())
 
 
 def decoded(admitted: Admitted) -> np.ndarray:

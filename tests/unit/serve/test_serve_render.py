@@ -302,12 +302,12 @@ def test_a_loop_has_no_end(make: Make, system: System) -> None:
 
 
 def test_a_storyboard_has_its_shots(make: Make, system: System, sources: dict[str, Path]) -> None:
-    shots = [{"prompt": WORDS, "seconds": 0.5}, {"prompt": "a blue box", "frames": 3}, {"prompt": WORDS}]
+    shots = [{"prompt": WORDS, "seconds": 0.5}, {"prompt": "a blue box", "frames": 3}, {"prompt": WORDS, "cut": True}]
     rendered = make(ask(prompt="", shots=shots, inputs={"reference": "picture.png"}))
     assert rendered.result["frames"] == 4 + 3 + 5
     assert [shot[0] for shot in rendered.result["settings"]["shots"]] == [WORDS, "a blue box", WORDS]
     first = {0: room.Canvas((32, 32), (32, 32)).video(sources["picture.png"], 8.0, first=1)[0]}
-    board = [Shot(WORDS, 4, first), Shot("a blue box", 3), Shot(WORDS, 5)]
+    board = [Shot(WORDS, 4, first), Shot("a blue box", 3), Shot(WORDS, 5, cut=True)]
     assert torch.equal(rendered.clips[0].video.pixels, system.film(board, seed=3).video.pixels)
 
 

@@ -118,8 +118,9 @@ def test_full_at_every_step_is_said_and_leaves_nothing_torn(store: Store, number
 def test_an_error_that_is_not_fullness_is_not_called_so(store: Store) -> None:
     with pytest.MonkeyPatch.context() as patch:
         Fault(patch, 1, errno.EIO, [])
-        with pytest.raises(OSError, match="Input/output"):
+        with pytest.raises(OSError, match="Input/output") as caught:
             store.put(DATA, "video", "video/mp4")
+    assert caught.value.__cause__ is None, "who follows the causes of an error comes to an end"
     assert names(store) == []
 
 

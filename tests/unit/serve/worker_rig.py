@@ -35,11 +35,11 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 class Place:
     """A server's folder with its queue and its store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: Any = None) -> None:
         self.folder = folder
         self.url = f"sqlite:///{folder / 'tubelet.db'}"
         self.jobs = Jobs.open(self.url)
-        self.store = Store(folder / "assets")
+        self.store = store or Store(folder / "assets")
 
     def ask(self, **more: Any) -> Job:
         return self.jobs.create({**ask(**more), "model": "sora-2", "system": "tiny"})[0]
@@ -49,8 +49,8 @@ class Place:
         assert found is not None
         return found
 
-    def worker(self, system: System, **more: Any) -> Worker:
-        config = WorkerConfig(self.folder, self.url, "tiny", sign=False, **more)
+    def worker(self, system: System, folder: Path | None = None, **more: Any) -> Worker:
+        config = WorkerConfig(folder or self.folder, self.url, "tiny", sign=False, **more)
         return Worker(self.jobs, self.store, system, config)
 
     @property
@@ -63,8 +63,8 @@ class Place:
 
 
 @contextlib.contextmanager
-def placed(folder: Path) -> Iterator[Place]:
-    place = Place(folder)
+def placed(folder: Path, store: Any = None) -> Iterator[Place]:
+    place = Place(folder, store)
     yield place
     place.jobs.close()
 

@@ -50,6 +50,7 @@ async def get_character(room: Room, id: CharacterId, caller: Reader) -> Characte
 async def delete_character(room: Room, id: CharacterId, caller: Maker) -> CharacterDeleted:
     """Forget a character and its clip."""
     document = await room.read(room.jobs.find, CHARACTERS, id, caller.owner)
+    await room.ask(room.refuse_if_away)
     if document is None or not await room.write(room.jobs.drop, CHARACTERS, id, caller.owner):
         raise not_found("character")
     await room.write(room.wipe, [name for name in (document["asset"], document["credentials"]) if name])

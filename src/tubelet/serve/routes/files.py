@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import Depends, Query, Request, Response
 
 from tubelet.serve.answers import File, FileDeleted, FileList
-from tubelet.serve.content import file_response
+from tubelet.serve.content import asset_response
 from tubelet.serve.errors import invalid, not_found
 from tubelet.serve.inputs import FILES, checked, find_file, new_id, outlived, take_upload
 from tubelet.serve.openapi import operations, takes
@@ -102,17 +102,18 @@ async def get_file(room: Room, id: FileId, caller: Reader) -> File:
 async def download_file(room: Room, id: FileId, caller: Reader, request: Request) -> Response:
     """A file's bytes."""
     document = await room.read(find_file, room, id, caller.owner)
-    path = None if document is None else room.store.path(document["asset"])
-    if document is None or path is None:
+    size = None if document is None else await room.ask(room.store.size, document["asset"])
+    if document is None or size is None:
         raise not_found("file")
-    asset = Asset(document["asset"], "file", document["media"], document["bytes"])
-    return file_response(request, path, asset, document["filename"])
+    asset = Asset(document["asset"], "file", document["media"], size)
+    return await asset_response(request, room.store, asset, document["filename"])
 
 
 @router.delete("/v1/files/{file_id}", response_model=FileDeleted)
 async def delete_file(room: Room, id: FileId, caller: Maker) -> FileDeleted:
     """Forget a file. Films that were made from it stay."""
     document = await room.read(find_file, room, id, caller.owner)
+    await room.ask(room.refuse_if_away)
     if document is None or not await room.write(room.jobs.drop, FILES, id, caller.owner):
         raise not_found("file")
     await room.write(room.wipe, [name for name in (document["asset"], document["credentials"]) if name])

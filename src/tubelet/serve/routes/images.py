@@ -135,7 +135,7 @@ async def _whole(room: Service, caller: Caller, request: Request, job: Job, aske
             await room.write(room.jobs.cancel, job.id, caller.owner)
             raise ApiError(499, "The client is gone.", code="client_gone")
     _refuse_failed(job)
-    data = [Image(b64_json=await room.read(_encoded, room, a), revised_prompt=job.result.get("text")) for a in job.outputs]
+    data = [Image(b64_json=await room.ask(_encoded, room, a), revised_prompt=job.result.get("text")) for a in job.outputs]
     return Images(
         created=int(job.created_at),
         data=data,
@@ -155,8 +155,8 @@ async def _told(room: Service, caller: Caller, job: Job, asked: Described, event
             look = next((asset for asset in job.outputs if asset.role == "preview"), None)
             if look is not None and look.id not in shown and len(shown) < (asked.partial_images or 0):
                 picture = None
-                with contextlib.suppress(FileNotFoundError, ApiError):  # its worker removes it as soon as there is a newer one
-                    picture = await room.read(_encoded, room, look)
+                with contextlib.suppress(ApiError, StorageFull):  # its worker removes it as soon as there is a newer one
+                    picture = await room.ask(_encoded, room, look)
                 if picture is not None:
                     kind = {"type": f"{event}.partial_image", "partial_image_index": len(shown)}
                     shown.append(look.id)
@@ -165,7 +165,7 @@ async def _told(room: Service, caller: Caller, job: Job, asked: Described, event
                 said = time.monotonic()
                 yield ": still here\n\n"
         _refuse_failed(job)
-        picture = await room.read(_encoded, room, job.outputs[0])
+        picture = await room.ask(_encoded, room, job.outputs[0])
         kind = {"type": f"{event}.completed", "output_format": asked.output_format}
         more = {"revised_prompt": job.result.get("text"), "seed": job.request.get("seed")}
         yield _line(CompletedImage.model_validate(kind | _seen(job, picture) | more))
@@ -219,7 +219,7 @@ def _refuse_failed(job: Job) -> None:
 
 
 def _encoded(room: Service, asset: Asset) -> str:
-    path = room.store.path(asset.id)
-    if path is None:
+    data = room.store.read(asset.id)
+    if data is None:
         raise not_found("image")
-    return base64.b64encode(path.read_bytes()).decode()
+    return base64.b64encode(data).decode()

@@ -125,14 +125,7 @@ def _checked(room: Service, upload: Upload) -> list[ProvenanceResult]:
     media = intake.sniff(data[:64])
     if media is None:
         raise invalid("'file' must be a picture or a film.", "file", "unsupported_media")
-    kept = room.store.put(data, "input", media)
-    try:
-        path = room.store.path(kept.id)
-        if path is None:
-            raise StorageFull
-        return [_credentials(room.signer.check(path, media)), _mark(room, data)]
-    finally:
-        room.wipe([kept.id])
+    return [_credentials(room.signer.check(data, media)), _mark(room, data)]
 
 
 def _credentials(said: dict[str, Any]) -> ProvenanceResult:
@@ -172,7 +165,7 @@ async def readyz(room: Room) -> Response:
     """The server can take a job and make a film: its database can be written, its disk has room, each of its systems is loaded
     by a worker."""
     writable = await room.writable()
-    checks = {"database": writable, **await room.read(_ready, room), "taking_jobs": not room.draining}
+    checks = {"database": writable, **await room.ask(_ready, room), "taking_jobs": not room.draining}
     fine = all(checks.values())
     health = Health(status="ok" if fine else "unavailable", checks=checks)
     return JSONResponse(health.model_dump(), 200 if fine else 503, {} if fine else {"retry-after": "5"})
@@ -183,7 +176,7 @@ def _ready(room: Service) -> dict[str, bool]:
         worker = set(room.config.systems) <= {said.get("system") for said in room.workers()}
     except StorageFull:
         worker = False
-    return {"disk": room.store.free() >= room.store.reserve, "worker": worker}
+    return {"disk": room.store.roomy(), "worker": worker}
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

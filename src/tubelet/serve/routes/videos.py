@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import hashlib
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from tubelet.serve.animated import MEDIA, Animated, animated
 from tubelet.serve.answers import Video, VideoDeleted, VideoList
 from tubelet.serve.auth import Caller
 from tubelet.serve.config import SystemFacts
-from tubelet.serve.content import file_response
+from tubelet.serve.content import asset_response, file_response
 from tubelet.serve.errors import ApiError, invalid, not_found
 from tubelet.serve.feed import Event
 from tubelet.serve.inputs import Taken, checked, expired, take_film, take_job, take_picture
@@ -306,41 +306,44 @@ async def download_video(room: Room, id: VideoId, caller: Reader, request: Reque
     there is so far."""
     job = await found(room, id, caller)
     if variant == "preview" and not expired(job):
-        return await room.read(_preview, room, job)
+        return await room.ask(_preview, room, job)
     _refuse_unfinished(job)
-    output = _output(room, job, "video" if variant in MEDIA else variant)
+    output, name = await room.ask(_output, room, job, "video" if variant in MEDIA else variant), _file_name(id, variant)
     if output is not None and (variant == "gif" or variant == "webp"):
-        output = await room.read(_animation, await animated(room, job, output[1], variant), variant)
+        path = await animated(room, job, output, variant)
+        output = await room.read(_animation, path, variant)
+        if output is not None:
+            return file_response(request, path, output, name)
     if output is None:
         raise ApiError(404, f"This video has no {variant}.", code=f"{variant}_not_available")
-    return file_response(request, output[1], output[0], _file_name(id, variant))
+    return await asset_response(request, room.store, output, name)
 
 
-def _output(room: Service, job: Job, role: str) -> tuple[Asset, Path] | None:
-    """One of a job's files, and where it lies."""
+def _output(room: Service, job: Job, role: str) -> Asset | None:
+    """One of a job's files, with the size that it has; None when it is not there."""
     asset = next((asset for asset in job.outputs if asset.role == role), None)
-    path = None if asset is None else room.store.path(asset.id)
-    return None if asset is None or path is None else (asset, path)
+    size = None if asset is None else room.store.size(asset.id)
+    return None if asset is None or size is None else dataclasses.replace(asset, bytes=size)
 
 
-def _animation(path: Path, variant: Animated) -> tuple[Asset, Path] | None:
+def _animation(path: Path, variant: Animated) -> Asset | None:
     """An animated picture as one of the film's files; None when it has gone. Made anew it has other bytes, and another tag."""
     try:
         facts = path.stat()
     except FileNotFoundError:
         return None
     tag = hashlib.sha256(f"{path.name} {facts.st_mtime_ns}".encode()).hexdigest()
-    return Asset(tag, variant, MEDIA[variant], facts.st_size), path
+    return Asset(tag, variant, MEDIA[variant], facts.st_size)
 
 
 def _preview(room: Service, job: Job) -> Response:
     """What there is of a film so far. That there is nothing is an ordinary state: an answer without a body."""
-    with contextlib.suppress(FileNotFoundError):  # its worker removes it as soon as there is a newer one
-        if output := _output(room, job, "preview"):
-            asset, path = output
-            headers = {"content-disposition": f'attachment; filename="{_file_name(job.id, "preview")}"'}
-            return Response(path.read_bytes(), media_type=asset.media, headers=headers)
-    return Response(status_code=204)
+    asset = next((asset for asset in job.outputs if asset.role == "preview"), None)
+    data = None if asset is None else room.store.read(asset.id)  # its worker removes it as soon as there is a newer one
+    if asset is None or data is None:
+        return Response(status_code=204)
+    headers = {"content-disposition": f'attachment; filename="{_file_name(job.id, "preview")}"'}
+    return Response(data, media_type=asset.media, headers=headers)
 
 
 def _file_name(id: str, variant: Variant) -> str:
