@@ -245,7 +245,7 @@ def test_another_machine_goes_on_where_one_died(bucket_place: Place) -> None:
     taking = place.worker(far)
     until(lambda: place.jobs.workers())
     taking.send_signal(signal.SIGSTOP)  # so that the other one gets the film
-    film = place.film()
+    film = place.film(steps=5 * STEPS)  # long enough to be caught in the middle
     dying = place.worker(near)
     until(lambda: place.answers(film, bucket) > 20)
     dying.send_signal(signal.SIGSTOP)  # so that it is not done before it dies
@@ -264,7 +264,7 @@ def test_another_machine_goes_on_where_one_died(bucket_place: Place) -> None:
     with listening(create_app(place.jobs, open_assets(front, place.objects), config_of(front))) as url:
         streamed = httpx.get(f"{url}/v1/videos/{film.id}/content", timeout=60)
         part = httpx.get(f"{url}/v1/videos/{film.id}/content", headers={"range": "bytes=100-199"}, timeout=60)
-        again = place.film()
+        again = place.film(steps=5 * STEPS)
         until(lambda: place.job(again).state == "completed")
         assert place.job(again).attempt == 1
         whole = httpx.get(f"{url}/v1/videos/{again.id}/content", timeout=60)
