@@ -42,10 +42,10 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(tmp_path, minutes=0.05, stalled=5, restarts=2, estimated=2, **small)
 
 
-SERVED = ["overload", "queue", "leaks", "restarts", "estimates", "paging", "faults", "hooks", "canaries"]
+SERVED = ["overload", "queue", "leaks", "restarts", "estimates", "paging", "faults", "hooks", "pages", "canaries"]
 
 
-@pytest.mark.parametrize("name", ["kills", *SERVED, "resumes", "records", "wild"])
+@pytest.mark.parametrize("name", ["kills", *SERVED, "resumes", "torn", "records", "wild"])
 def test_a_trial_gives_figures_that_hold(settings: Settings, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store.postgres_server, "_programs", lambda: None)  # the tests of each kind of store use it
     monkeypatch.setattr(faults, "WAYS", {way: faults.WAYS[way] for way in ("memory", "memory,1")})  # no lease has to run out

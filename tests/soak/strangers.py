@@ -126,6 +126,8 @@ def pages(settings: Settings) -> Iterator[Figure]:
     with served(settings, "pages") as server, _elsewhere() as other, sync_playwright() as player:
         film = server.ask(seconds="1")
         until(lambda: server.video(film)["status"] == "completed")
+        last = server.http.get("/healthz").headers["x-request-id"]
+        until(lambda: any(line["request_id"] == last for line in server.events("request")))  # lines come behind their answers
         port, before = server.http.base_url.port, len(server.events("request"))
         flags = [*studio_stage.FLAGS, f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1"]
         browser = player.chromium.launch(executable_path=studio_stage.CHROMIUM, args=flags)

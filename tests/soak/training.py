@@ -64,6 +64,9 @@ def torn(settings: Settings) -> Iterator[Figure]:
         child = os.fork()
         if child == 0:
             try:
+                torch.set_num_threads(
+                    1
+                )  # a forked process has none of the threads that its parent computes with, and would wait
                 _write_checkpoints(folder, told, int(before[-1]) if before else 0)
             finally:
                 os._exit(1)

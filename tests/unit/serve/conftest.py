@@ -1,4 +1,4 @@
-"""Job stores, on SQLite and on a real PostgreSQL."""
+"""Job stores, on SQLite and on a real PostgreSQL; a tiny system, and a place where workers make its films."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import postgres_server
 import pytest
 from jobs_rig import Clock
 from postgres_server import Absent, as_operator, new_schema
+from render_rig import save_tiny
+from worker_rig import Place, hurry, placed
 
+from tubelet.generate.system import System, load
 from tubelet.serve.jobs import Jobs
 
 
@@ -65,3 +68,15 @@ def store(url: str, clock: Clock) -> Iterator[Jobs]:
     opened = Jobs.open(url, clock=clock)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> System:
+    return load(save_tiny(tmp_path_factory.mktemp("systems") / "tiny"), device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    hurry(monkeypatch)
+    with placed(tmp_path) as place:
+        yield place

@@ -16,11 +16,10 @@ import pytest
 import torch
 from api_rig import Rig, serving, until
 from promql import Page
-from test_serve_render import save_tiny
 from torch import nn
 from worker_rig import PATIENCE, Gate, hurry, with_network
 
-from tubelet.generate.system import System, load
+from tubelet.generate.system import System
 from tubelet.serve import worker as room
 from tubelet.serve.jobs import Jobs
 from tubelet.serve.provenance import Signer
@@ -77,11 +76,6 @@ class Site:
     @property
     def url(self) -> str:
         return f"sqlite:///{self.rig.config.data}/tubelet.db"
-
-
-@pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> System:
-    return load(save_tiny(tmp_path_factory.mktemp("systems") / "tiny"), device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 from objects_rig import Faulty, in_folder, in_memory, names
-from test_serve_render import save_tiny
 from worker_rig import PATIENCE, Gate, Place, hurry, placed, running, until, with_network
 
-from tubelet.generate.system import System, load
+from tubelet.generate.system import System
 from tubelet.serve import render
 from tubelet.serve import worker as room
 from tubelet.serve.jobs import Jobs
@@ -26,11 +25,6 @@ from tubelet.serve.store import Store
 @pytest.fixture(params=["memory", "folder"])
 def parts(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Objects, Faulty]:
     return in_memory() if request.param == "memory" else in_folder(tmp_path / "bucket")
-
-
-@pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> System:
-    return load(save_tiny(tmp_path_factory.mktemp("systems") / "tiny"), device="cpu", dtype="float32")
 
 
 @pytest.fixture

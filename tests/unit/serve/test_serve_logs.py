@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from api_rig import Rig, serving
-from test_serve_render import save_tiny
+from render_rig import save_tiny
 
 from tubelet.generate.system import load
 from tubelet.serve import auth

@@ -14,46 +14,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from render_rig import WORDS, ask
 from torch import nn
 
-from tubelet.codecs import build_codec
 from tubelet.core.errors import UserError
 from tubelet.core.types import Strides, Video
 from tubelet.generate.clip import read_settings
-from tubelet.generate.engine import Cancelled, Sampling
-from tubelet.generate.folder import save_system
-from tubelet.generate.system import Rolling, Shot, System, load, regenerate
+from tubelet.generate.engine import Cancelled
+from tubelet.generate.system import Rolling, Shot, System, regenerate
 from tubelet.media.decode import decode, decode_uint8
 from tubelet.media.encode import save
-from tubelet.models.spacetime import Spacetime, SpacetimeConfig
 from tubelet.serve import render as room
 from tubelet.serve.records import StorageFull
 from tubelet.serve.render import OutOfMemory, Rendered, grid, render, sheet
-from tubelet.text.bpe import train
 from tubelet.text.expand import Expansion
-from tubelet.text.own import OwnTextConfig, OwnTextEncoder
 
-WORDS = "a red ball falls"
 NEAR = 4.0
 """Levels of brightness by which noise that went through a file's compression differs, on average; other noise differs by 8."""
-
-
-def save_tiny(folder: Path) -> Path:
-    """A system of random weights: native 32 x 32 pixels, 5 frames, 8 a second; sizes are multiples of 16."""
-    torch.manual_seed(0)
-    codec = build_codec("causal_conv", {"channels": 4, "fine_width": 16, "coarse_width": 16, "decoder_blocks": [1, 1, 1]})
-    denoiser = Spacetime(SpacetimeConfig(width=32, depth=1, heads=2, in_channels=4, patch=(1, 2, 2), text_width=32))
-    text = OwnTextEncoder(OwnTextConfig(vocab_size=300, width=32, depth=1, heads=2), train([WORDS] * 4, 280))
-    for parameter in denoiser.parameters():
-        parameter.data.add_(torch.randn_like(parameter) * 0.05)
-    parts = {"codec": ("causal_conv", codec), "denoiser": ("spacetime", denoiser), "text": ("own", text)}
-    save_system(folder, name="tiny", **parts, size=(32, 32), frames=5, fps=8.0, defaults=Sampling(steps=2))  # type: ignore[arg-type]
-    return folder
-
-
-@pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> System:
-    return load(save_tiny(tmp_path_factory.mktemp("systems") / "tiny"), device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +48,6 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     Image.fromarray(still[:, :20]).save(folder / "tall.png")
     (folder / "torn.mp4").write_bytes((folder / "wide.mp4").read_bytes()[:-50])
     return {path.name: path for path in folder.iterdir()}
-
-
-def ask(task: str = "create", inputs: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    """A request; `inputs` are file names by role."""
-    media = {"png": "image/png", "mp4": "video/mp4"}
-    named = [{"role": r, "asset": a, "media": media[a.rpartition(".")[2]]} for r, a in (inputs or {}).items()]
-    plain = {"task": task, "prompt": WORDS, "size": None, "seconds": None, "seed": 3, "inputs": named, "expand": False}
-    return {**plain, **more}
 
 
 Make = Callable[..., Rendered]

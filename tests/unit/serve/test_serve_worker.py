@@ -8,36 +8,23 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_serve_render import WORDS, ask, save_tiny
+from render_rig import WORDS, ask
 from torch import nn
-from worker_rig import PATIENCE, Gate, Place, hurry, placed, running, until, with_network
+from worker_rig import PATIENCE, Gate, Place, running, until, with_network
 
 from tubelet.core.errors import UserError
-from tubelet.generate.system import System, load
+from tubelet.generate.system import System
 from tubelet.media.decode import decode_uint8, probe
 from tubelet.serve import worker as room
 from tubelet.serve.provenance import Signer
 from tubelet.serve.records import StorageFull
 from tubelet.serve.render import OutOfMemory, Rendered
-
-
-@pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> System:
-    return load(save_tiny(tmp_path_factory.mktemp("systems") / "tiny"), device="cpu", dtype="float32")
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    hurry(monkeypatch)
-    with placed(tmp_path) as place:
-        yield place
 
 
 def test_a_job_becomes_a_film(place: Place, system: System) -> None:

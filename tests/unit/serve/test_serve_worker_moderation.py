@@ -6,19 +6,17 @@ import base64
 import io
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_serve_render import ask, save_tiny
-from worker_rig import PATIENCE, Gate, Place, hurry, placed, running, with_network
+from render_rig import ask
+from worker_rig import PATIENCE, Gate, Place, running, with_network
 
 from tubelet.core.errors import UserError
-from tubelet.generate.system import System, load
+from tubelet.generate.system import System
 from tubelet.media import encode
 from tubelet.media.decode import decode_uint8
 from tubelet.serve import moderation
@@ -26,18 +24,6 @@ from tubelet.serve import worker as room
 from tubelet.serve.config import Moderation
 from tubelet.serve.records import Job
 from tubelet.serve.worker import check_eyes
-
-
-@pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> System:
-    return load(save_tiny(tmp_path_factory.mktemp("systems") / "tiny"), device="cpu", dtype="float32")
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    hurry(monkeypatch)
-    with placed(tmp_path) as place:
-        yield place
 
 
 class Eyes:

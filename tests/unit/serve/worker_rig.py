@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_serve_render import ask
+from render_rig import ask
 from torch import nn
 
 from tubelet.generate.system import System
