@@ -10,8 +10,11 @@ import pytest
 from studio_stage import PLAYABLE, WORDS, Visit, browser, needs_chromium, see
 from test_serve_whole import Server, alive, until
 
-FEW, MANY = "4", "80"
-"""Steps of films that are to be there soon, and of one that is watched while it is made, and cut off in the middle."""
+FEW, MANY = "4", "500"
+"""Steps of films that are to be there soon, and of one that is watched while it is made, and cut off in the middle.
+
+The first preview comes after a second at the soonest, and an idle machine makes 80 steps in less.
+"""
 
 
 @pytest.fixture
