@@ -224,11 +224,20 @@ def test_storyboard_is_a_film_of_shots(build: Callable[..., Stage], visit: Calla
     page.get_by_label("What happens in shot 3").fill("A ring appears.")
     page.get_by_label("Seconds of shot 3").fill("4")
     page.get_by_role("button", name="Shot 3 earlier").click()
+    assert page.get_by_label("Shot 1 begins anew").count() == 0, "there is nothing before it"
+    page.get_by_label("Shot 2 begins anew").check()
     page.get_by_role("button", name="Make film").click()
     page.locator(".tile img").wait_for()
     (film,) = stage.films()
-    shots = [(shot["prompt"], shot["seconds"]) for shot in film.request["shots"]]
-    assert shots == [("A red ball falls.", 2), ("A ring appears.", 4), ("A blue square slides.", 2)]
+    shots = [(shot["prompt"], shot["seconds"], shot["cut"]) for shot in film.request["shots"]]
+    assert shots == [("A red ball falls.", 2, False), ("A ring appears.", 4, True), ("A blue square slides.", 2, False)]
+    page.get_by_role("button", name="Remove shot 1").click()
+    page.get_by_role("button", name="Make film").click()
+    see(page, "document.querySelectorAll('.tile img').length === 2")
+    assert [shot["cut"] for shot in stage.films()[1].request["shots"]] == [False, False], "a shot that became the first one"
+    page.get_by_role("link", name="A red ball falls.").click()
+    page.get_by_role("button", name="Reuse").click()
+    assert [page.get_by_label(f"Shot {shot} begins anew").is_checked() for shot in (2, 3)] == [True, False]
 
 
 @needs_chromium
@@ -1029,9 +1038,10 @@ def test_all_settings_in_a_dropped_file_are_loaded(
     holds(page.get_by_label("What should be different?"), "bluer")
     page.get_by_text("What the film was made from is not in its file.").wait_for()
     page.get_by_role("button", name="Put the clip away").click()
-    drop(prompt="one | two", task="film", shots=[["one", "One.", 17], ["two", "Two.", 16]])
+    drop(prompt="one | two", task="film", shots=[["one", "One.", 17], ["two", "Two.", 16], ["three", "3.", 17]], cuts=[2])
     holds(page.get_by_label("What happens in shot 2"), "two")
-    page.get_by_text("4.1 s in all").wait_for()
+    assert [page.get_by_label(f"Shot {shot} begins anew").is_checked() for shot in (2, 3)] == [False, True]
+    page.get_by_text("6.3 s in all").wait_for()
 
 
 @needs_chromium

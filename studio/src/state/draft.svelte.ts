@@ -48,8 +48,8 @@ const USUAL = 0.6;
 export const TWO: readonly Kind[] = ["connect", "blend"];
 let cards = 0;
 
-export function card(prompt = "", seconds = 2): Card {
-  return { id: ++cards, prompt, seconds };
+export function card(prompt = "", seconds = 2, cut = false): Card {
+  return { id: ++cards, prompt, seconds, cut };
 }
 
 function clipOf(from: Film | File, model = "", settings: Settings | null = null): Clip {
@@ -300,7 +300,7 @@ class Draft {
     this.guidance = from.guidance == null ? "" : String(from.guidance);
     if (from.strength != null) this.strength = from.strength;
     this.loop = from.loop === true;
-    this.board = from.shots?.length ? from.shots.map((shot) => card(shot.prompt, shot.seconds)) : null;
+    this.board = from.shots?.length ? from.shots.map((shot) => card(shot.prompt, shot.seconds, shot.cut)) : null;
     this.takes = 1;
   }
 
@@ -450,7 +450,7 @@ class Draft {
         if (this.loop) form.set("loop", "true");
         const shots = (this.board ?? []).filter((shot) => shot.prompt.trim());
         if (shots.length) {
-          form.set("shots", JSON.stringify(shots.map(({ prompt, seconds }) => ({ prompt: prompt.trim(), seconds }))));
+          form.set("shots", JSON.stringify(shots.map(({ prompt, seconds, cut }, index) => ({ prompt: prompt.trim(), seconds, cut: index > 0 && cut }))));
           form.set("prompt", shots.map((shot) => shot.prompt.trim()).join(" "));
           form.set("seconds", String(this.length));
         } else if (this.seconds) form.set("seconds", this.seconds);

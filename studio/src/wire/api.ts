@@ -39,6 +39,8 @@ export interface Film {
 export interface Shot {
   prompt: string;
   seconds: number;
+  /** It begins anew, instead of going on from the shot before. */
+  cut?: boolean;
 }
 
 export interface Page {

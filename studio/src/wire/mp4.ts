@@ -1,5 +1,7 @@
 /** The settings that tubelet writes into its films: JSON in the comment tag, moov/udta/meta/ilst/©cmt/data. */
 
+import type { Shot } from "./api";
+
 export interface Settings {
   prompt: string;
   /** False: the model read the words as they are. */
@@ -16,7 +18,7 @@ export interface Settings {
   size?: string;
   seconds?: string;
   loop?: boolean;
-  shots?: { prompt: string; seconds: number }[];
+  shots?: Shot[];
   /** None of a film from words alone; "film" of one with shots or windows; else what was done to which its file does not hold. */
   task?: string;
 }
@@ -36,6 +38,8 @@ interface Written {
   loop?: boolean;
   /** Words, what the model read, frames. */
   shots?: [string, string, number][];
+  /** Which of them begin anew. */
+  cuts?: number[];
   task?: string;
 }
 
@@ -101,7 +105,7 @@ export async function readSettings(file: Blob): Promise<Settings | null> {
       size: shown(view) ?? (inner.size ? `${inner.size[1]}x${inner.size[0]}` : undefined),
       seconds: inner.frames && fps ? String(inner.frames / fps) : undefined,
       loop,
-      shots: shots?.map(([words, , frames]) => ({ prompt: words, seconds: frames / fps! })),
+      shots: shots?.map(([words, , frames], index) => ({ prompt: words, seconds: frames / fps!, cut: inner.cuts?.includes(index) })),
       task,
     };
   } catch {

@@ -147,12 +147,15 @@ def test_a_storyboard_and_characters(idle: Rig) -> None:
     mia = made.json()
     assert made.status_code == 200
     assert idle.client.get(f"/v1/videos/characters/{mia['id']}").json() == mia
-    shots = [{"prompt": "Mia runs", "seconds": 2}, {"prompt": "Mia sleeps", "seconds": "3"}]
+    shots = [{"prompt": "Mia runs", "seconds": 2}, {"prompt": "Mia sleeps", "seconds": "3", "cut": True}]
     body = {"prompt": (None, "Mia"), "shots": (None, json.dumps(shots)), "characters[][id]": (None, mia["id"])}
     video = idle.client.post("/v1/videos", files=body).json()
     request = asked(idle, video)
     assert video["seconds"] == "5"
-    assert request["shots"] == [{"prompt": "Mia runs", "seconds": 2.0}, {"prompt": "Mia sleeps", "seconds": 3.0}]
+    assert request["shots"] == [
+        {"prompt": "Mia runs", "seconds": 2.0, "cut": False},
+        {"prompt": "Mia sleeps", "seconds": 3.0, "cut": True},
+    ]
     assert request["characters"][0]["name"] == "Mia"
     assert idle.store.path(request["characters"][0]["asset"]) is not None
     assert idle.client.delete(f"/v1/videos/characters/{mia['id']}").json()["deleted"] is True

@@ -93,7 +93,7 @@ async def _from_words(room: Service, caller: Caller, asked: VideoCreate, model: 
     request |= _extent(asked, model in room.config.named, system)
     request["inputs"] = [file.entry(role) for role, file in taken.items()]
     if asked.shots:
-        request["shots"] = [{"prompt": shot.prompt, "seconds": shot.seconds} for shot in asked.shots]
+        request["shots"] = [{"prompt": shot.prompt, "seconds": shot.seconds, "cut": shot.cut} for shot in asked.shots]
     for reference in asked.characters:
         document = await room.read(room.jobs.find, CHARACTERS, checked("char", reference.id), caller.owner)
         if document is None:
