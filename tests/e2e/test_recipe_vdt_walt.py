@@ -38,7 +38,7 @@ def table_of(folder: Path) -> dict[str, dict[str, float]]:
 
 def test_vdt_tasks(whole: Path, tmp_path: Path, tubelet: Callable, refused: Callable) -> None:
     words = ("train", "vdt-tasks", "--out", tmp_path, "--set", f"whole={whole}", *SMALL, "--set", "n=5")
-    words += ("--set", "vdt.width=32", "--set", "vdt.heads=2", "--set", "vdt.depth=1")
+    words += ("--set", "vdt.width=32", "--set", "vdt.heads=2", "--set", "vdt.depth=1", "--set", "every=1")
     assert tubelet(*words, "--set", 'rows=["interpolate"]').code == 0
     assert list(table_of(tmp_path)) == ["interpolate", "interpolate, frame before held", f"interpolate, {CODED}"]
     weights = sorted((tmp_path / "VDT" / "checkpoints").iterdir())

@@ -32,7 +32,7 @@ from tubelet.evaluate.tasks import MOVING, motion
 from tubelet.generate.engine import Sampling
 from tubelet.generate.layouts import Chain
 from tubelet.models.vdt import VDT, VDTConfig
-from tubelet.recipes.lent import Lent, borrow, check_kinds, latents
+from tubelet.recipes.lent import Lent, borrow, check_kinds, latents, thinned
 from tubelet.recipes.lineage import (
     Figures,
     Row,
@@ -73,13 +73,15 @@ class VDTConditioning:
     rows: tuple[str, ...] = tuple(WAYS)
     """Which are trained; what truth scores always stands beside them."""
     kinds: tuple[str, ...] = (*MOVING, "collision")
-    known: int = 8
+    every: int = 2
+    """Every so many frames of a clip are its film: all of them teach too little in an hour."""
+    known: int = 4
     """Latent frames at the beginning that are given."""
-    vdt: VDTConfig = field(default_factory=lambda: VDTConfig(width=192, depth=6, heads=3, patch=2, in_channels=8, classes=1))
+    vdt: VDTConfig = field(default_factory=lambda: VDTConfig(width=160, depth=6, heads=5, patch=2, in_channels=8, classes=1))
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=900,
-            batch=24,
+            steps=2000,
+            batch=32,
             warmup=50,
             optimizer=OptimizerConfig(learning_rate=3e-3, learning_rate_adamw=1e-3),
             checkpoint_minutes=4.0,
@@ -92,11 +94,12 @@ class VDTConditioning:
     def run(self, folder: Path) -> Path:
         """Every row that is not yet measured; returns the table's file. Raises UserError when nothing is lent."""
         check_kinds(self.kinds)
-        lent = borrow(self.whole, folder, device_of(self.train))
-        frames = lent.cells[0]
+        whole = borrow(self.whole, folder, device_of(self.train))
+        shown, seen = thinned(whole, self.every)
+        lent, frames = replace(whole, **seen), len(shown)
         if not 2 <= self.known < frames:
             raise UserError(f"known must lie in 2 .. {frames - 1}, got {self.known}; one frame has no velocity")
-        source = functools.cache(lambda: latents(lent, self.kinds, range(frames)))
+        source = functools.cache(lambda: latents(whole, self.kinds, shown))
         episodes = episodes_of(lent, self.kinds, self.n)
         begin = lent.codec.strides.pixel_shape(self.known, 1, 1)[0]  # pixel frames that are known
         objective = ForecastObjective(known=self.known)

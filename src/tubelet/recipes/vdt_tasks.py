@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tubelet.data.stream import Source
 from tubelet.diffusion.paths import VPLinear
 from tubelet.evaluate.caption import read
 from tubelet.evaluate.distance import distances, features
@@ -38,7 +39,7 @@ from tubelet.evaluate.tasks import MOVING, Add, motion
 from tubelet.generate.engine import Engine, Sampling
 from tubelet.generate.layouts import Chain
 from tubelet.models.vdt import VDT, VDTConfig
-from tubelet.recipes.lent import Lent, borrow, check_kinds, latents
+from tubelet.recipes.lent import Lent, borrow, check_kinds, latents, thinned
 from tubelet.recipes.lineage import (
     Figures,
     Row,
@@ -96,13 +97,15 @@ class VDTTasks:
     rows: tuple[str, ...] = tuple(TASKS)
     """Which tasks are measured; the simplest thing and truth always stand beside them."""
     kinds: tuple[str, ...] = (*MOVING, "collision")
+    every: int = 2
+    """Every so many frames of a clip are its film: all of them teach too little in an hour."""
     vdt: VDTConfig = field(default_factory=lambda: VDTConfig(width=160, depth=6, heads=5, patch=2, in_channels=8, classes=1))
     masks: dict[str, float] = field(default_factory=lambda: dict(RELEASED))
     """Proportions of masks in training."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=1200,
-            batch=16,
+            steps=2500,
+            batch=32,
             warmup=50,
             optimizer=OptimizerConfig(learning_rate=3e-3, learning_rate_adamw=1e-3),
             checkpoint_minutes=4.0,
@@ -118,14 +121,17 @@ class VDTTasks:
     def run(self, folder: Path) -> Path:
         """Every task that is not yet measured; returns the table's file. Raises UserError when nothing is lent."""
         check_kinds(self.kinds)
-        lent = borrow(self.whole, folder, device_of(self.train))
+        whole = borrow(self.whole, folder, device_of(self.train))
+        shown, seen = thinned(whole, self.every)
+        lent = replace(whole, **seen)
         episodes = episodes_of(lent, self.kinds, self.n)
         truth = np.stack([episode.video for episode in episodes])  # (n, T, H, W, 3)
         others = features(np.stack([episode.video for episode in episodes_of(lent, self.kinds, self.n, OTHERS)]))
 
         @functools.cache
         def trained() -> tuple[Engine, dict[str, Figures]] | None:
-            return self._trained(folder / "VDT", lent, [case_of(episode) for episode in episodes])
+            source = latents(whole, self.kinds, shown)(self.train.seed)
+            return self._trained(folder / "VDT", lent, source, [case_of(episode) for episode in episodes])
 
         @functools.cache
         def coded() -> np.ndarray:
@@ -181,7 +187,9 @@ class VDTTasks:
         wanted = [row for name in self.rows for row in chosen.get(name, (name,))]
         return compare(folder, self, rows, columns, wanted)
 
-    def _trained(self, place: Path, lent: Lent, cases: Sequence[Case]) -> tuple[Engine, dict[str, Figures]] | None:
+    def _trained(
+        self, place: Path, lent: Lent, source: Source, cases: Sequence[Case]
+    ) -> tuple[Engine, dict[str, Figures]] | None:
         """What samples the one network, and for each task its held-out loss and cost; None when training was stopped."""
         torch.manual_seed(self.train.seed)  # the initial weights
         frames = lent.cells[0]
@@ -189,7 +197,6 @@ class VDTTasks:
         vdt = replace(self.vdt, in_channels=lent.codec.channels, conditioning="mask", learn_sigma=True)
         model = TextToVideo(lent.text, Completing(VDT(vdt), chain.path))
         cost = macs(model.denoiser.to(lent.device), lent, frames)
-        source = latents(lent, self.kinds, range(frames))(self.train.seed)
         result = train_row(place, model, MaskedFilmObjective(masks=self.masks), source, self.train)
         if result is None:
             return None

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 
-from tubelet.core.errors import UserError
 from tubelet.diffusion.paths import VariancePreserving, VPLinear, zero_terminal_snr
 from tubelet.evaluate.caption import FACETS
 from tubelet.evaluate.report import make_cases
@@ -29,7 +28,7 @@ from tubelet.evaluate.tasks import MOVING
 from tubelet.generate.engine import Sampling
 from tubelet.generate.layouts import Chain
 from tubelet.models.walt import WALT, WALTConfig
-from tubelet.recipes.lent import Lent, borrow, check_kinds, latents
+from tubelet.recipes.lent import Lent, borrow, check_kinds, latents, thinned
 from tubelet.recipes.lineage import (
     Figures,
     Row,
@@ -99,11 +98,8 @@ class WALTAblations:
         """Every row that is not yet measured; returns the table's file. Raises UserError when nothing is lent."""
         check_kinds(self.kinds)
         lent = borrow(self.whole, folder, device_of(self.train))
-        if self.every < 1 or (self.every > 1 and lent.codec.strides.t > 1):
-            raise UserError(f"frames can be left out where a latent is one frame, got every={self.every}; set it to 1")
-        frames = range(0, lent.cells[0], self.every)
+        frames, seen = thinned(lent, self.every)
         source = functools.cache(lambda: latents(lent, self.kinds, frames))
-        seen = {"size": lent.size, "frames": len(range(0, lent.frames, self.every)), "fps": lent.fps / self.every}
         cases = {"in": make_cases(self.kinds, self.n, **seen)}
         others = make_cases(self.kinds, self.n, **seen, seed=OTHERS)
 
