@@ -149,3 +149,33 @@ def test_every_entry_is_counted_without_memory(name: str) -> None:
     counted = count(name)
     assert counted["parameters"] > 0
     assert counted["macs"] > 0
+
+
+NAMED = (
+    *(f"DiT-{size}/{patch}" for size in ("S", "B", "L", "XL") for patch in (2, 4, 8)),
+    *("VDT-S/2", "VDT-L/2", "WALT-L", "WALT-XL", "MAGVIT2", "LDM-KL-f8", "SD-UNet", "DDPM-CIFAR"),
+    *("unCLIP-Prior", "unCLIP-Decoder", "VideoPoet-300M", "VideoPoet-1B", "VideoPoet-8B"),
+)
+
+
+def test_papers_that_make_are_in_the_catalogue() -> None:
+    assert set(MODELS) >= set(NAMED)
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [
+        ("unCLIP-Upsampler-256", 0),
+        ("unCLIP-Upsampler-1024", 0),
+        ("LDM-KL-f8", 2 * 2 * 1024**2 * 512),  # encoder and decoder, queries by keys and weights by values, 32 x 32 places
+    ],
+)
+def test_what_is_counted_is_what_the_layers_do(name: str, attention: int) -> None:
+    entry, layers = MODELS[name], []
+    with torch.device("meta"), torch.no_grad():
+        model = entry.build(entry.config)
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                module.register_forward_hook(lambda layer, _, out: layers.append(out.numel() * layer.weight[0].numel()))
+        model(*entry.example(entry.config, 1))
+    assert count(name)["macs"] == sum(layers) + attention

@@ -23,6 +23,7 @@ from tubelet.nn.adaln_zero import AdaLNBlock, TimestepEmbedding, init_as_dit, si
 from tubelet.nn.attention import CrossAttention, SelfAttention
 from tubelet.nn.blocks import EncoderBlock
 from tubelet.nn.conditioning import AdaLN, modulate
+from tubelet.nn.ids import check_ids
 from tubelet.nn.mlp import MLP
 from tubelet.nn.patch import patchify, token_grid, unpatchify
 
@@ -128,7 +129,8 @@ class DiT(nn.Module):
 
         Label `config.classes` is the null label. With `text_width` the labels are prompts: token states `(B, M, text_width)`
         and their mask, the null one an empty prompt's. Any height and width that the patch divides fit: positions count
-        patches from the corner. Raises UserError when x does not divide into patches or the shapes do not belong together.
+        patches from the corner. Raises UserError when x does not divide into patches, for a label that is none,
+        and when the shapes do not belong together.
         """
         c, B = self.config, len(x)
         if x.ndim != 4 or x.shape[1] != c.in_channels:
@@ -169,6 +171,7 @@ class DiT(nn.Module):
     def _kind(self, label: Tensor | Condition) -> Tensor:
         """What is asked for as one vector, `(B, D)`."""
         if isinstance(label, Tensor) and self.labels is not None:
+            check_ids("labels", label, self.config.classes + 1)
             return self.labels(label)
         if isinstance(label, Tensor) or self.text_in is None:
             raise UserError("prompts are given to a DiT with text_width, always, and to no other; correct the call")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
 from tubelet.nn.attention import SelfAttention
+from tubelet.nn.ids import check_ids
 from tubelet.nn.mlp import MLP
 from tubelet.nn.subtokens import MASK, split_ids
 
@@ -118,6 +119,7 @@ class MaskGIT(nn.Module):
             raise UserError(f"a clip has {L} tokens, this model holds {c.length}; cut it or build a longer one")
         if hinted is not None and hinted.shape != (B, L):
             raise UserError(f"{B} clips of {L} tokens need hints ({B}, {L}); give one for each token")
+        check_ids("tokens", tokens, c.words**c.groups, MASK)
         front, mask = self._front(label, B, L)  # (B, M, D), (B, 1, 1, M + L)
         digits = split_ids(tokens.clamp(min=0), c.groups, c.words)  # (B, L, G)
         x = sum((self.words[g][digits[..., g]] for g in range(c.groups)), self.mask.new_zeros(()))  # (B, L, D)
@@ -149,6 +151,7 @@ class MaskGIT(nn.Module):
             label = torch.full((B,), self.config.classes, device=self.mask.device)
         if label.shape != (B,):
             raise UserError(f"{B} clips need labels ({B},), got {tuple(label.shape)}; give one of each per clip")
+        check_ids("labels", label, self.config.classes + 1)
         return self.labels(label)[:, None], None
 
 

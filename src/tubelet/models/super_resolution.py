@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
 from tubelet.nn.attention import CrossAttention, SelfAttention
+from tubelet.nn.ids import check_ids
 from tubelet.nn.mlp import MLP
 from tubelet.nn.positions import grid_positions, sincos
 from tubelet.nn.subtokens import MASK, split_ids
@@ -116,12 +117,14 @@ class SuperResolution(nn.Module):
 
         These are logits of both digits of a code, as `nn.subtokens` splits it. Where `keep (B,)` is False the coarse codes are
         hidden; text is hidden by its mask: each in a tenth of training, and for guidance. Raises UserError when grids or
-        windows do not fit.
+        windows do not fit, and for codes that are none.
         """
         B, T, H, W = codes.shape
         if coarse.shape != (B, T, H // 2, W // 2) or H % 2 or W % 2:
             raise UserError(f"{tuple(codes.shape)} codes need half the height and width below, got {tuple(coarse.shape)}")
         n = self.config.factor
+        check_ids("codes", codes, n**2, MASK)
+        check_ids("coarse codes", coarse, n**2)
         low, high = split_ids(codes, 2, n).masked_fill((codes == MASK)[..., None], n).unbind(-1)  # 2 x (B, T, H, W)
         x = self.high(high) + self.low(low) + self._places(codes, 1)  # (B, T, H, W, D)
         low, high = split_ids(coarse, 2, n).unbind(-1)  # 2 x (B, T, H/2, W/2)

@@ -23,6 +23,7 @@ from tubelet.core.errors import UserError
 from tubelet.nn.adaln_zero import timestep_waves
 from tubelet.nn.attention import KeyValues
 from tubelet.nn.blocks import EncoderBlock
+from tubelet.nn.ids import check_ids
 
 EPS = 1e-5
 SCALE = 17.2
@@ -155,6 +156,10 @@ class DiffusionPrior(nn.Module):
         """
         c, (B, L) = self.config, states.shape[:2]
         _check_context(L, c.context)
+        if states.shape[2] != c.text_width:
+            raise UserError(
+                f"this prior reads states of width {c.text_width}, got {tuple(states.shape)}; take its text encoder"
+            )
         if z.shape != (B, c.embed) or text.shape != z.shape or t.shape != (B,) or mask.shape != (B, L):
             raise UserError(
                 f"{B} texts of {L} tokens need two embeddings ({B}, {c.embed}), {B} step numbers and a mask ({B}, {L}), got "
@@ -206,8 +211,11 @@ def drop_text(text: Tensor, mask: Tensor, generator: torch.Generator, rate: floa
 
 def fit_dots(image: Tensor, text: Tensor, levels: int = 1024) -> Tensor:
     """Edges `(levels - 1,)` between equally frequent levels of the dot product of matching embeddings `(S, E)`."""
-    shares = torch.arange(1, levels, device=image.device, dtype=image.dtype) / levels
-    return torch.quantile((image * text).sum(-1), shares)
+    products = (image * text).sum(-1).sort().values  # (S,)
+    # As `torch.quantile`, which holds no more than 2^24 values.
+    at = torch.arange(1, levels, device=image.device, dtype=torch.float64) / levels * (len(products) - 1)  # (levels - 1,)
+    low = at.long()
+    return torch.lerp(products[low], products[(low + 1).clamp(max=len(products) - 1)], (at - low).to(products.dtype))
 
 
 def dot_level(image: Tensor, text: Tensor, edges: Tensor) -> Tensor:
@@ -256,6 +264,13 @@ class AutoregressivePrior(nn.Module):
         """What stands before the codes, `(B, L + 2, D)`; inputs as in `forward`."""
         L, context = ids.shape[1], self.config.context
         _check_context(L, context)
+        if mask.shape != ids.shape or text.shape != (len(ids), self.config.embed) or dot.shape != ids.shape[:1]:
+            raise UserError(
+                f"{len(ids)} captions of {L} ids need a mask ({len(ids)}, {L}), embeddings of {self.config.embed} and levels, "
+                f"got {tuple(mask.shape)}, {tuple(text.shape)}, {tuple(dot.shape)}; give one of each per caption"
+            )
+        check_ids("ids", ids, self.config.vocab)
+        check_ids("levels", dot, self.config.dots)
         x = self.tokens(ids) + self.text_positions[:L]  # (B, L, W)
         for block in self.text_blocks:
             x = block(x, mask=mask[:, None, None])
@@ -265,6 +280,7 @@ class AutoregressivePrior(nn.Module):
 
     def read(self, codes: Tensor, first: int = 0) -> Tensor:
         """Codes `(B, K)` of the components from `first` on as decoder inputs `(B, K, D)`."""
+        check_ids("codes", codes, self.config.buckets)
         start = self.config.context + 2 + first
         return self.codes(codes) + self.positions[start : start + codes.shape[1]]
 
@@ -280,8 +296,8 @@ class AutoregressivePrior(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor, text: Tensor, dot: Tensor, codes: Tensor) -> Tensor:
         """Ids and their mask `(B, L)`, text embeddings `(B, E)`, levels `dot (B,)`, codes `(B, K)` to logits `(B, K, buckets)`.
 
-        The logits of a component have seen the codes of earlier ones alone. Raises UserError when the text is too long or K is
-        not the number of components.
+        The logits of a component have seen the codes of earlier ones alone. Raises UserError when the text is too long, for
+        ids, levels or codes that are none, when shapes differ or K is not the number of components.
         """
         if codes.shape != (len(ids), self.config.components):
             wanted = (len(ids), self.config.components)

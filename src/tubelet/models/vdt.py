@@ -23,6 +23,7 @@ from tubelet.core.errors import UserError
 from tubelet.nn.adaln_zero import AdaLNBlock, TimestepEmbedding, init_as_dit, sincos_line, sincos_plane
 from tubelet.nn.attention import CrossAttention, SelfAttention
 from tubelet.nn.conditioning import AdaLN, modulate
+from tubelet.nn.ids import check_ids
 from tubelet.nn.patch import patchify, token_grid, unpatchify
 
 CONDITIONINGS = ("mask", "adaln", "cross-attention", "concat")
@@ -145,6 +146,7 @@ class VDT(nn.Module):
                 f"{B} clips need {B} step numbers and {B} labels, got {tuple(t.shape)} and {tuple(label.shape)}; "
                 "give one of each per clip"
             )
+        check_ids("labels", label, c.classes + 1)
         patch, dtype = (1, c.patch, c.patch), self.patch_in.weight.dtype
         grid = token_grid((x.shape[2], x.shape[3], x.shape[4]), patch)
         given = (self.timestep(t) + self.labels(label))[:, None]  # (B, 1, D)

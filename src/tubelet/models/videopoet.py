@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
 from tubelet.nn.attention import KeyValues, Rope, SelfAttention
+from tubelet.nn.ids import check_ids
 from tubelet.nn.mlp import MLP
 from tubelet.nn.positions import RotaryEmbedding
 
@@ -443,11 +444,19 @@ class VideoPoet(nn.Module):
 
         The n-th TEXT id of a row is the n-th of its states; one that is masked is as if it was not there. With a `cache`, ids
         are those behind the ones it holds, whose first must have been the whole prefix; the cache grows by them, in place.
+        Raises UserError for ids that are none, and for more TEXT ids than states or states of another width.
         """
+        check_ids("ids", ids, self.tokens.num_embeddings)
         holds = ids == Special.TEXT  # (B, L)
         real = ids != Special.PAD
         x = self.tokens(ids)  # (B, L, D)
+        if text is not None and text.states.shape[2] != self.config.text:
+            raise UserError(
+                f"this model reads states of width {self.config.text}, got {tuple(text.states.shape)}; take the text "
+                "encoder that it was built for"
+            )
         if text is not None and text.states.shape[1]:
+            check_ids("numbers of TEXT ids", holds.sum(1), text.states.shape[1] + 1)
             place = (holds.cumsum(1) - 1).clamp(0, text.states.shape[1] - 1)  # (B, L)
             states = self.text(text.states)  # (B, K, D)
             x = torch.where(holds[..., None], states.gather(1, place[..., None].expand(-1, -1, states.shape[-1])), x)
@@ -518,7 +527,8 @@ def example(config: VideoPoetConfig, batch: int = 1) -> tuple[Tensor, Tensor, Co
 def stated(config: VideoPoetConfig) -> str:
     """The input that `example` makes, in words."""
     T, H, W = COUNTED_VIDEO
-    return f"{MAX_TEXT} text tokens, {T} x {H} x {W} video tokens (T, H, W), {config.layout.size:,} ids"
+    read = f"{MAX_TEXT} text tokens, {T} x {H} x {W} video tokens (T, H, W), {config.layout.size:,} ids"
+    return f"{read}; sizes are ours, named as the paper's"
 
 
 # The names are the paper's, the sizes are not (see above): GPT-3 Medium, XL and 6.7B, with 16 heads where that table has 24.

@@ -28,6 +28,7 @@ from tubelet.core.types import Condition
 from tubelet.nn.adaln_zero import TimestepEmbedding, init_as_dit
 from tubelet.nn.conditioning import AdaLN, gated, modulate
 from tubelet.nn.conv import depth_to_space, fold_frames, unfold_frames
+from tubelet.nn.ids import check_ids
 from tubelet.nn.mlp import MLP
 from tubelet.nn.norms import RMSNorm
 from tubelet.nn.patch import Grid, patchify, token_grid, unpatchify
@@ -259,7 +260,9 @@ class WALT(nn.Module):
             raise UserError(f"{batch} clips need as many step numbers, labels and low_t; give one of each per clip")
         given = self.timestep(t)  # (B, D)
         if self.labels is not None:
-            given = given + self.labels(torch.full((batch,), c.classes, device=t.device) if label is None else label)
+            label = torch.full((batch,), c.classes, device=t.device) if label is None else label
+            check_ids("labels", label, c.classes + 1)
+            given = given + self.labels(label)
         if self.augmentation is not None and low_t is not None:
             given = given + self.augmentation(low_t)
         return given

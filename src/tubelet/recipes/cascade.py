@@ -116,6 +116,8 @@ class Cascade:
     """The step to which the second stage's smaller film is noised in sampling."""
     steps: int = 8
     """Of a stage in sampling."""
+    unclip_steps: int = 27
+    """Of the upsampler, as in the paper."""
     n: int = 40
     """Test clips."""
     workers: int = 2
@@ -142,7 +144,7 @@ class Cascade:
                 upsampler = self._upsampler(system, folder)
                 if upsampler is None:
                     return None
-                enlarge = functools.partial(cascaded, stages=[upsampler], steps=self.steps, shown=0)
+                enlarge = functools.partial(cascaded, stages=[upsampler], steps=self.unclip_steps, shown=0)
                 figures["parameters"] = float(sum(p.numel() for p in upsampler.parameters()))
             elif way not in FILTERS:
                 stages = [stage(number) for number in range(1, factor // 2 + 1)]

@@ -168,7 +168,7 @@ class UnCLIP:
     codes_train: TrainConfig = field(default_factory=lambda: _training(700))
     sampling: Sampling = field(default_factory=lambda: Sampling(steps=50, guidance=2.0, solver="ddim"))
     prior_sampling: Sampling = field(default_factory=lambda: Sampling(steps=64, guidance=1.25, solver="ddim"))
-    """The paper's steps, and the guidance of its best score."""
+    """As many steps as the paper's, of DDIM, and the guidance of its best score."""
     n: int = 128
     """Prompts of each split."""
 
@@ -372,7 +372,7 @@ class _Parts:
         given = {"text alone": torch.zeros_like(truth), "true embedding": truth, "another's embedding": truth.roll(1, 0)}
         if name in given:
             return given[name], {}
-        text, rng = self.of_texts(texts), torch.Generator().manual_seed(0)
+        text, rngs = self.of_texts(texts), [torch.Generator().manual_seed(number) for number in range(len(texts))]
         if name == "caption's embedding":
             return text, {}
         if name.startswith("autoregressive prior"):
@@ -382,12 +382,11 @@ class _Parts:
         begun = time.perf_counter()
         if isinstance(prior, AutoregressivePrior):
             ids, mask = (x.to(text.device) for x in ids_and_mask(self.clip[1], texts, prior.config.context))
-            rngs = [torch.Generator().manual_seed(number) for number in range(len(texts))]
             guidance = self.config.prior_sampling.guidance if name == GUIDED else 1.0
             image = self.codes.write(draw_codes(prior, ids, mask, text, rngs, guidance=guidance))  # (n, E)
         else:
             words, draws = self.lent.text.encode(texts), 2 if name.endswith("best of two") else 1
-            several = [draw(prior, text, words, self.config.prior_sampling, rng) for _ in range(draws)]
+            several = [draw(prior, text, words, self.config.prior_sampling, rngs) for _ in range(draws)]
             image = keep_better(torch.stack(several, dim=1), text)  # (n, E)
         seconds = (time.perf_counter() - begun) / len(texts)
         return image, {"prior/parameters": float(sum(p.numel() for p in prior.parameters())), "prior/seconds": seconds}

@@ -151,8 +151,9 @@ class Upsampler(nn.Module):
     def upscale(self, low: Tensor, rngs: Sequence[torch.Generator], steps: int = 27) -> Tensor:
         """Films `(B, 3, T, H, W)` in [-1, 1] `ratio` times as high and wide, each by noise of its own generator.
 
-        `steps` of DDIM, whose estimates are cut to [-1, 1]; the paper takes 27, and 15 for the second upsampler. Raises
-        UserError for steps that the chain does not have.
+        `steps` of DDIM, whose estimates are cut to [-1, 1]; the paper takes 27, and 15 for the second upsampler. They are
+        counted up from the first: at the chain's last one, where next to nothing is left of a picture, a predicted noise tells
+        nothing of it. Raises UserError for steps that the chain does not have.
         """
         B, C, T, H, W = low.shape
         large = (T, C, H * self.ratio, W * self.ratio)
@@ -163,7 +164,7 @@ class Upsampler(nn.Module):
             return self.network(z, self.path.told_step(sigma), seen)[:, :C]
 
         denoise = denoiser(network, "eps", self.path)
-        levels = spaced_sigmas(self.path, steps)
+        levels = spaced_sigmas(self.path, steps, "leading")
         made = SOLVERS["ddim"].solve(lambda z, sigma: denoise(z, sigma, None).clamp(-1, 1), z, levels, path=self.path)
         return unfold_frames(made, B).clamp(-1, 1)  # (B, 3, T, H', W')
 
@@ -223,8 +224,13 @@ class PriorObjective:
 
 
 @torch.no_grad()
-def draw(prior: DiffusionPrior, text: Tensor, words: Condition, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """Unit image embeddings `(B, E)` for captions, told by their embeddings `text (B, E)` and their words."""
+def draw(
+    prior: DiffusionPrior, text: Tensor, words: Condition, sampling: Sampling, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Unit image embeddings `(B, E)` for captions, told by their embeddings `text (B, E)` and their words.
+
+    Every row has its own generator. (The paper takes 64 steps of Analytic-DPM, whose variances are fitted to the data.)
+    """
     embed, width = prior.config.embed, prior.config.text_width
 
     def network(z: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -233,9 +239,9 @@ def draw(prior: DiffusionPrior, text: Tensor, words: Condition, sampling: Sampli
 
     nothing = told(torch.zeros_like(text), wordless(words))
     denoise = guided(denoiser(network, "x", PRIOR_PATH), told(text, words), nothing, sampling.guidance, sampling.interval)
-    noise = torch.randn(text.shape, generator=generator, device=generator.device).to(text.device)
+    noise = torch.stack([torch.randn(len(row), generator=rng) for row, rng in zip(text, generators, strict=True)])  # (B, E)
     levels = spaced_sigmas(PRIOR_PATH, sampling.steps)
-    drawn = SOLVERS[sampling.solver].solve(denoise, noise, levels, path=PRIOR_PATH, generator=generator)  # (B, E)
+    drawn = SOLVERS[sampling.solver].solve(denoise, noise.to(text), levels, path=PRIOR_PATH, generator=generators)  # (B, E)
     return F.normalize(drawn, dim=-1)
 
 

@@ -407,6 +407,8 @@ def test_inputs_that_do_not_fit_are_named() -> None:
         ((x[..., :5], t, label), "latent width must be a multiple of 2, got 5"),
         ((x, t[0], label), "3 step numbers and 3 labels"),
         ((x, t, label[:2]), "one of each per latent"),
+        ((x, t, label + TINY.classes + 1), f"labels are from 0 to {TINY.classes}, got"),
+        ((x, t, label - TINY.classes - 1), "labels are from 0"),
     ):
         with pytest.raises(UserError, match=message):
             model(*bad)

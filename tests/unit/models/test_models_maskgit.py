@@ -278,6 +278,9 @@ def test_inputs_that_do_not_fit_are_named(model: MaskGIT) -> None:
     for bad, message in (
         ((torch.zeros(1, 13, dtype=torch.long),), "has 13 tokens, this model holds 12"),
         ((tokens, label[:2]), r"labels \(3,\)"),
+        ((tokens, label + TINY.classes + 1), "labels are from 0"),
+        ((tokens.clamp(min=0) + 64, label), "tokens are from -1 to 63"),
+        ((tokens.clamp(max=0) - 2, label), "tokens are from -1 to 63"),
         ((tokens, label, hinted[:, 1:]), r"hints \(3, 12\)"),
     ):
         with pytest.raises(UserError, match=message):

@@ -140,6 +140,13 @@ def test_super_resolution_names_what_does_not_fit() -> None:
     model, codes, coarse, text = fine()
     with pytest.raises(UserError, match="half the height"):
         model(codes, coarse[:, :, :2], text)
+    most = FINE.factor**2
+    for bad, message in (
+        ((codes.abs() + most, coarse), f"codes are from -1 to {most - 1}"),
+        ((codes, coarse - most), "coarse codes are from 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model(*bad, text)
     for wrong, message in (
         ({"width": 24}, "multiple of 16"),
         ({"depth": 0}, "at least 1"),

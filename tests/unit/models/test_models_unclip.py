@@ -213,6 +213,8 @@ def test_the_prior_tells_wrong_inputs() -> None:
         model(z, t, text, states.repeat(1, 2, 1), mask.repeat(1, 2))
     with pytest.raises(UserError, match="one of each"):
         model(z, t[:1], text, states, mask)
+    with pytest.raises(UserError, match="states of width"):
+        model(z, t, text, states[..., 1:], mask)
 
 
 def test_the_loss_is_of_scaled_embeddings() -> None:
@@ -290,6 +292,7 @@ def test_codes_are_exact_both_ways() -> None:
 def test_levels_are_equally_frequent_and_the_top_half_is_drawn() -> None:
     image, text = unit(4000, 12, seed=1), unit(4000, 12, seed=2)
     edges = fit_dots(image, text, 8)
+    torch.testing.assert_close(edges, torch.quantile((image * text).sum(-1), torch.arange(1, 8) / 8))
     levels = dot_level(image, text, edges)
     assert torch.equal(levels.bincount(minlength=8), torch.full((8,), 500))
     dots = (image * text).sum(-1)
@@ -331,6 +334,15 @@ def test_a_code_sees_the_codes_before_it_alone(ar: AutoregressivePrior) -> None:
     torch.testing.assert_close(short, before[2:], atol=1e-6, rtol=1e-5)
     with pytest.raises(UserError, match="quantise"):
         ar(ids, mask, text, dot, codes[:, :4])
+    for bad, message in (
+        ((ids + 50, mask, text, dot, codes), "ids are from 0 to 49"),
+        ((ids, mask[:, 1:], text, dot, codes), "one of each per caption"),
+        ((ids, mask, text[:, 1:], dot, codes), "one of each per caption"),
+        ((ids, mask, text, dot + 4, codes), "levels are from 0 to 3"),
+        ((ids, mask, text, dot, codes - 8), "codes are from 0 to 7"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ar(*bad)
 
 
 # The upsamplers

@@ -354,6 +354,7 @@ def test_inputs_that_do_not_fit_are_named() -> None:
         (masked, (x[..., :5], t), "latent width must be a multiple of 2, got 5"),
         (masked, (x, t[:2]), "3 step numbers and 3 labels"),
         (masked, (x, t, label[0]), "one of each per clip"),
+        (masked, (x, t, label + TINY.classes + 1), "labels are from 0"),
         (masked, (x, t, label, clean), "pass both, or neither"),
         (masked, (x, t, label, None, mask), "pass both, or neither"),
         (masked, (x, t, label, clean[:, :, 1:], mask), "clean has the same shape"),

@@ -415,6 +415,17 @@ def test_a_new_model_knows_nothing_and_gradient_reaches_every_parameter() -> Non
         assert p.grad.abs().sum() > 0, name
 
 
+def test_ids_and_states_that_do_not_fit_are_named(model: VideoPoet) -> None:
+    ids, prefix, text = batch()
+    for bad, message in (
+        ((ids + LAYOUT.size, prefix, text), f"ids are from 0 to {LAYOUT.size - 1}"),
+        ((ids, prefix, Condition(text.states[:, :2], text.mask[:, :2])), "numbers of TEXT ids are from 0 to 2, got 4"),
+        ((ids, prefix, Condition(text.states[..., 1:], text.mask)), "states of width"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model(*bad)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_counts_agree_with_arithmetic(size: str) -> None:
     config = SIZES[size]
@@ -432,7 +443,8 @@ def test_counts_agree_with_arithmetic(size: str) -> None:
 
 
 def test_the_stated_input_is_the_one_counted() -> None:
-    assert stated(SIZES["8B"]) == "64 text tokens, 5 x 16 x 16 video tokens (T, H, W), 266,496 ids"
+    read = "64 text tokens, 5 x 16 x 16 video tokens (T, H, W), 266,496 ids"
+    assert stated(SIZES["8B"]) == f"{read}; sizes are ours, named as the paper's"
     ids, prefix, text = example(TINY, 2)
     assert ids.shape == (2, 1352)
     assert prefix.tolist() == [69, 69]

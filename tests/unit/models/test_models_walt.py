@@ -388,6 +388,7 @@ def test_inputs_that_do_not_fit_are_named() -> None:
         (bad("L", z=z.repeat(1, 1, 2, 1, 1), estimate=None), r"up to \(3, 4, 4\)"),
         (bad("L", t=t[:2]), "one of each per clip"),
         (bad("L", label=label[:2]), "one of each per clip"),
+        (bad("L", label=-label - 1), "labels are from 0"),
         (bad("L-K600", label=label), "labels go to a WALT with classes"),
         (bad("L", estimate=z[:2]), "an estimate has the shape of z"),
         (bad("L", clean=z, known=torch.ones(3, 3)), "predict=True"),

@@ -190,17 +190,24 @@ class Knows(DiffusionPrior):
         return SCALE * text
 
 
+def rngs(seed: int = 0) -> list[torch.Generator]:
+    return [rng(10 * seed + row) for row in range(4)]
+
+
 def test_what_is_drawn_is_what_the_prior_knows(text: FrozenText) -> None:
     knows, embeddings, words = Knows(PriorConfig(32, 1, 2, E, W, 64)), unit(4), text.encode(CAPTIONS)
     for guidance in (1.0, 2.0):
-        drawn = draw(knows, embeddings, words, Sampling(steps=8, guidance=guidance, solver="ddim"), rng())
+        drawn = draw(knows, embeddings, words, Sampling(steps=8, guidance=guidance, solver="ddim"), rngs())
         torch.testing.assert_close(drawn, embeddings, atol=1e-5, rtol=1e-4)
     sampling = Sampling(steps=3, guidance=1.0, solver="ddim")
     model = prior()
-    one, same, other = (draw(model, embeddings, words, sampling, rng(seed)) for seed in (0, 0, 1))
+    one, same, other = (draw(model, embeddings, words, sampling, rngs(seed)) for seed in (0, 0, 1))
     torch.testing.assert_close(one.norm(dim=-1), torch.ones(4))
     assert torch.equal(one, same)
     assert not torch.allclose(one, other, atol=1e-3)
+    for row in range(4):
+        alone = draw(model, embeddings[row : row + 1], text.encode(CAPTIONS[row : row + 1]), sampling, rngs()[row : row + 1])
+        torch.testing.assert_close(alone, one[row : row + 1], atol=1e-6, rtol=1e-5)
 
 
 # The autoregressive prior
