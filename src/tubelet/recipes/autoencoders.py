@@ -2,15 +2,15 @@
 
 Paper: latent diffusion (Rombach et al. 2022), section 3.1 and appendix G; MAGVIT-v2 (Yu et al. 2023), section 3.2.
 Command: tubelet train autoencoders
-Cost: not measured, it has not been run yet; sized for five minutes a row on one core, twenty-five in all: 12 T
-multiply-accumulates a row forwards and backwards at 80 GFLOP/s, without the discriminators' (20 steps of each say eighteen).
-Score: none yet; a run leaves table.json, table.md, sheet.png and each row's codec.safetensors in its folder.
+Cost: not measured at this length; the rows of KL-f8 took 4 and 7 minutes of a core, those of MAGVIT-v2 2.5 to 6 at 375 steps.
+Score: none yet at this length (docs/log.md, 2026-11-26, has that of a fifth of it); a run leaves table.json, table.md,
+sheet.png and each row's codec.safetensors in its folder.
 
 Both are trained by their own losses as released, but for the perceptual term, for which no network is shipped. KL-f8 sees
 pictures, single frames of clips of one object; MAGVIT-v2 sees five frames in a row. Rows of one codec have the same first
-weights, clips and steps, so those with an adversary cost more; it joins after a third of the steps. "Inflated" spends that
-third on a tokenizer of pictures of the same widths, as many frames a step, which then becomes the tokenizer of films. Time is
-not halved: a word of four frames holds no moving thing at these sizes (docs/log.md, 2026-11-25). All are judged on the same
+weights, clips and steps, so those with an adversary cost more; it joins for the last third of the steps. "Inflated" spends
+the first third on a tokenizer of pictures of the same widths, as many frames a step, which then becomes the tokenizer of
+films. Time is not halved: a word of four frames holds no moving thing at these sizes (docs/log.md, 2026-11-25). All are judged on the same
 films, KL-f8 frame by frame: what the law card and the captions' judge still read of truth, and `recipes.cascade`'s perceptual
 distance. Latent diffusion has its adversary against blur, which errors of pixels reward; MAGVIT-v2 is inflated from pictures.
 """
@@ -77,7 +77,7 @@ class Autoencoders:
     seen: int = 5
     """Frames that a step of MAGVIT-v2 sees of a clip, in one stretch; stretches begin where others end."""
     kl: ImageKLConfig = field(default_factory=lambda: ImageKLConfig(width=16, blocks=1, groups=8, size=64))
-    kl_loss: ImageKLLossConfig = field(default_factory=lambda: ImageKLLossConfig(start=270))
+    kl_loss: ImageKLLossConfig = field(default_factory=lambda: ImageKLLossConfig(start=530))
     kl_train: TrainConfig = field(default_factory=lambda: _training(800, 16))
     patch_width: int = 16
     patch_layers: int = 2
@@ -87,8 +87,8 @@ class Autoencoders:
             channels=12, width=16, residuals=1, halve_time=(False, False, False), groups=8, size=(5, 64, 64)
         )
     )
-    magvit_loss: Weights = field(default_factory=lambda: Weights(start=125, entropy_steps=250))
-    magvit_train: TrainConfig = field(default_factory=lambda: _training(375, 4))
+    magvit_loss: Weights = field(default_factory=lambda: Weights(start=1333, entropy_steps=1333))
+    magvit_train: TrainConfig = field(default_factory=lambda: _training(2000, 4))
     clip_width: int = 8
     clip_multipliers: tuple[int, ...] = (2, 4, 4)
     clip_groups: int = 4
