@@ -10,9 +10,10 @@ Both are trained by their own losses as released, but for the perceptual term, f
 pictures, single frames of clips of one object; MAGVIT-v2 sees five frames in a row. Rows of one codec have the same first
 weights, clips and steps, so those with an adversary cost more; it joins for the last third of the steps. "Inflated" spends
 the first third on a tokenizer of pictures of the same widths, as many frames a step, which then becomes the tokenizer of
-films. Time is not halved: a word of four frames holds no moving thing at these sizes (docs/log.md, 2026-11-25). All are judged on the same
-films, KL-f8 frame by frame: what the law card and the captions' judge still read of truth, and `recipes.cascade`'s perceptual
-distance. Latent diffusion has its adversary against blur, which errors of pixels reward; MAGVIT-v2 is inflated from pictures.
+films. Time is not halved: a word of four frames holds no moving thing at these sizes (docs/log.md, 2026-11-25). All are judged
+on the same films, KL-f8 frame by frame: what the law card and the captions' judge still read of truth, and the perceptual
+distance of `recipes.cascade`. Latent diffusion has its adversary against blur, which errors of pixels reward; MAGVIT-v2 is
+inflated from pictures.
 """
 
 from __future__ import annotations
