@@ -216,6 +216,7 @@ def test_what_is_given_comes_out_as_the_codec_has_it(engine: Engine) -> None:
     assert float((film - films(engine, RED, BLUE)).abs().max()) > 1e-3
 
 
+@torch.no_grad()
 def test_an_edit_stays_near_the_film_when_it_is_weak(engine: Engine) -> None:
     clean = known(engine, 9)
     original = engine.codec.decode(clean).clamp(-1, 1)
