@@ -5,7 +5,8 @@ Command: tubelet train language-tasks
 Cost: 34 minutes of a core with fast bf16 beside another training: language model 12, masked model 3, super-resolution 3, the
 rest tokenizer, words and films.
 Score: all facets by the language model, the masked model (another's condition): text .09, .05 (.00), picture .17, .06 (.06),
-beginning .20, .41 (.00), hole .14, .03 (.02), border .05, .25 (.02); docs/lineage.md. A run leaves table.json, table.md and sheet.png in its folder.
+beginning .20, .41 (.00), hole .14, .03 (.02), border .05, .25 (.02); docs/lineage.md.
+A run leaves table.json, table.md and sheet.png in its folder.
 
 Clips of one object, 9 frames in two seconds, are rendered at 64 x 64 pixels and halved. One tokenizer makes 9 x 4 x 4 words of
 small clips and 9 x 8 x 8 of large ones. On small ones a language model is trained on a mixture of tasks, pictures first, and
