@@ -76,8 +76,8 @@ class Window:
 def plan(known: Sequence[bool], spans: Sequence[Span], window: int, overlap: int, sink: int = 0) -> list[Window]:
     """Windows in the order in which they are made: at most `window` frames, looking back on at least `overlap` known ones.
 
-    A window reaches over known frames behind its span too, so that what is made arrives there, and its unused room looks back
-    further. Cuts part a film: no window looks across one, each part is made as a film of its own. Where only the end of a part
+    A window reaches over known frames ahead too, behind its span as well, so that what is made arrives there: the last one
+    before them makes up to a half of the way and sees as many of them as it looks back on. Unused room looks back further. Cuts part a film: no window looks across one, each part is made as a film of its own. Where only the end of a part
     is known, it runs backward. `sink` above 0 keeps the first frame of a part in sight of windows that have left it, as a frame
     `sink` frames before theirs (StreamingLLM's attention sink, Xiao et al. 2023, as a film's first frame). Raises UserError
     when a window would add nothing.
@@ -115,9 +115,11 @@ def _plan_part(known: Sequence[bool], spans: Sequence[Span], window: int, overla
             low = max(0, first - overlap)
             sunk = sink > 0 and low > 0
             room = window - sink if sunk else window
-            high = min(low + room, ceiling)
+            high = _reach(known, first, low, room, overlap, ceiling)
             if high <= first:
                 raise _too_narrow(window, overlap)
+            if high == first + 1 < ceiling and known[high] and room == high - low and first - low > 1:
+                low, high = low + 1, high + 1  # rather one frame less of the past than to arrive unseeing
             low = max(0, min(low, high - room))
             frames = tuple(range(low, high))
             made[low:high] = [True] * (high - low)
@@ -126,6 +128,24 @@ def _plan_part(known: Sequence[bool], spans: Sequence[Span], window: int, overla
             else:
                 out.append(Window(frames, number))
     return out
+
+
+def _reach(known: Sequence[bool], first: int, low: int, room: int, overlap: int, ceiling: int) -> int:
+    """Where a window of `room` frames from `low` on ends, which makes frames from `first` on and sees none beyond `ceiling`.
+
+    Known frames that lie ahead are what the film has to arrive at. A window that made the last frame before them, or nearly so,
+    without seeing some of them leaves half of the way to the next one.
+    """
+    high, at = min(low + room, ceiling), first
+    while at < high and any(known[at:ceiling]):
+        begin = known.index(True, at)
+        end = next((frame for frame in range(begin, ceiling) if not known[frame]), ceiling)
+        seen = min(end - begin, overlap, max(1, room - (first - low) - 1))
+        if high < begin + seen:
+            half = -(-(begin - at) // 2)
+            high = min(high, begin - max(0, min(half, room - (first - low) - seen)))
+        at = end
+    return high
 
 
 def _too_narrow(window: int, overlap: int) -> UserError:

@@ -188,6 +188,38 @@ def test_a_connection_arrives_at_what_comes_after() -> None:
     assert [w.frames for w in filled("kkkk....kkkk", [Span(4, 8)], 12, 2)] == [tuple(range(12))]
     long = filled("kkkk" + "." * 20 + "kkkk", [Span(4, 24)], 10, 2)
     assert long[-1].frames[-1] >= 24
+    one = filled("kkk" + "." * 9 + "kkkkk", [Span(3, 12)], 17, 5)
+    assert [w.frames for w in one] == [tuple(range(17))], "what a window holds is made at once"
+    halves = filled("k" * 20 + "." * 12 + "k" * 20, [Span(20, 32)], 17, 5)
+    assert [w.frames for w in halves] == [tuple(range(9, 26)), tuple(range(21, 38))], "six frames each"
+
+
+@pytest.mark.parametrize("overlap", [1, 2, 5, 15, 16])
+@pytest.mark.parametrize("behind", [1, 3, 20])
+@pytest.mark.parametrize("before", [0, 1, 20])
+def test_whatever_the_length_the_last_window_sees_what_it_arrives_at(before: int, behind: int, overlap: int) -> None:
+    """Pictures that end a shot lie in its span, clips that follow behind it."""
+    for length in range(1, 60):
+        for inside in (0, behind):
+            if not before and not inside and length + behind > 17:
+                continue  # made from its end on
+            have, span = "k" * before + "." * length + "k" * behind, Span(before, before + length + inside)
+            arrival = next(w for w in filled(have, [span], 17, overlap) if before + length - 1 in w.frames)
+            assert arrival.frames[-1] >= before + length, (length, inside)
+            made = sum(before <= frame < before + length for frame in arrival.frames)
+            assert overlap > 5 or made >= min(length, 3), "no leap at the end"
+
+
+def test_pictures_along_a_shot_are_seen_before_they_come() -> None:
+    for gap in range(1, 40):
+        known = ("." * gap + "k") * 3 + "." * 5
+        have = flags(known)
+        for window in filled(known, [Span(0, len(known))], 17, 5):
+            for frame in window.frames:
+                if not have[frame] and frame + 1 < len(have) and known[frame + 1] == "k":
+                    assert frame + 1 in window.frames, (gap, frame)
+            for frame in window.frames:
+                have[frame] = True
 
 
 def test_a_storyboard_goes_on_or_cuts() -> None:
