@@ -107,9 +107,17 @@ def test_like_refuses_what_it_cannot_honour(refused, tiny: Path, ball: Path, tmp
     assert "the film was made by tiny" in refused("generate", "--like", ball, "--system", other, *out)
     like = ("generate", "--like", ball, "--system", tiny)
     assert "leave out the words" in refused(*like, WORDS, *out)
-    for option, value in (("--seed", 0), ("--steps", 3), ("--size", "32x32"), ("--frames", 3), ("--guidance", 1)):
+    for option, value in (
+        ("--seed", 0),
+        ("--steps", 3),
+        ("--size", "32x32"),
+        ("--frames", 3),
+        ("--guidance", 1),
+        ("--fit", "crop"),
+    ):
         assert f"leave out {option}" in refused(*like, option, value, *out)
     assert "leave out --no-expand" in refused(*like, "--no-expand", *out)
+    assert "--fit says how" in refused("generate", WORDS, "--system", tiny, "--fit", "crop", *out)
     np_film = tmp_path / "foreign.gif"
     from tubelet.media.encode import save
 

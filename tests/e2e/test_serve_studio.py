@@ -993,6 +993,28 @@ def test_reuse_keeps_words_model_strength_and_task(
 
 
 @needs_chromium
+def test_reuse_tells_the_model_what_it_was_told(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
+    stage = build()
+    stage.make({"prompt": "a red ball falls", "text": "A ball of another caption."})
+    stage.make({"prompt": "told by hand", "text": "By hand.", "expand": False})
+    page = visit(stage).open()
+    words = page.get_by_label("What happens in your film?")
+    words.fill("a red ball falls")
+    page.get_by_text("The model will read:").wait_for()
+    page.get_by_role("link", name="a red ball falls").click()
+    page.get_by_role("button", name="Reuse").click()
+    page.get_by_text("A ball of another caption.").wait_for()
+    page.get_by_role("button", name="Make film").click()
+    see(page, "document.querySelectorAll('.tile').length === 3")
+    page.get_by_role("link", name="told by hand").click()
+    page.get_by_role("button", name="Reuse").click()
+    page.get_by_text("By hand.").wait_for()
+    page.get_by_role("button", name="Make film").click()
+    see(page, "document.querySelectorAll('.tile').length === 4")
+    assert [film.request["text"] for film in stage.films()[-2:]] == ["A ball of another caption.", "By hand."]
+
+
+@needs_chromium
 def test_sizes_and_lengths_that_cannot_be_chosen_are_said(build: Callable[..., Stage], visit: Callable[..., Visit]) -> None:
     stage = build({"prompt": "an odd one", "size": [360, 640], "seconds": 6.5})
     page = visit(stage).open()

@@ -105,7 +105,9 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z" if Path("/proc").is_dir() else True
 
 
-def test_a_film_from_words_to_credentials(serve: Callable[..., Server], tubelet: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_film_from_words_to_credentials(
+    serve: Callable[..., Server], tubelet: Callable[..., Any], refused: Callable[..., str], tmp_path: Path
+) -> None:
     server = serve()
     id = server.ask(seconds="1", seed=5)
     done = until(lambda: (v := server.video(id))["status"] in ("completed", "failed") and v)
@@ -128,6 +130,12 @@ def test_a_film_from_words_to_credentials(serve: Callable[..., Server], tubelet:
     assert said["credentials"]["generation"]["video"] == id
     assert "signed here" in tubelet("provenance", path, "--data", tmp_path / "data").out
     assert "signed by somebody else" in tubelet("provenance", path, "--data", tmp_path / "nowhere").out
+    root = tmp_path / "root.pem"
+    root.write_bytes(server.http.get("/v1/provenance/root.pem").content)
+    nowhere = ("provenance", path, "--data", tmp_path / "nowhere", "--certificate")
+    assert "signed here" in tubelet(*nowhere, root).out
+    assert "no PEM certificate" in refused(*nowhere, path)
+    assert "cannot read" in refused(*nowhere, tmp_path / "none.pem")
     for variant in ("thumbnail", "spritesheet"):
         assert server.http.get(f"/v1/videos/{id}/content", params={"variant": variant}).status_code == 200
     assert server.http.get("/readyz").status_code == 200
@@ -207,6 +215,8 @@ def test_a_server_that_cannot_begin_says_why(refused: Callable[..., str], tiny: 
     assert "--keys" in refused("serve", *here, "--host", "0.0.0.0")
     assert "keys cannot 'lose'" in refused("keys", "lose", "--data", tmp_path)
     assert "a name for the key" in refused("keys", "create", "--data", tmp_path)
+    assert "--rpm is of a new key" in refused("keys", "list", "--rpm", 5, "--data", tmp_path)
+    assert "--scope is of a new key" in refused("keys", "revoke", "key_1", "--scope", "read", "--data", tmp_path)
     assert "no key 'key_1'" in refused("keys", "revoke", "key_1", "--data", tmp_path)
     assert "cannot read" in refused("provenance", tmp_path / "none.mp4", "--data", tmp_path)
     (tmp_path / "words.mp4").write_text("not a film")

@@ -43,7 +43,7 @@ class Making:
     """The same seed and settings give the same bytes on the same machine."""
     expand: Annotated[bool, arg(help_behavior_hint="")] = True
     """Give the words to the model as they are, not rewritten into the kind of caption that it was trained on."""
-    fit: Annotated[str, arg(metavar="pad|crop|stretch")] = "pad"
+    fit: Annotated[str | None, arg(metavar="pad|crop|stretch", help_behavior_hint="(default: pad)")] = None
     """How a film or picture of another shape is brought to the size."""
     sheet: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Also write a contact sheet (.png)."""
@@ -57,7 +57,7 @@ class Making:
         check_outputs(out, self.sheet)
         if prompt is not None and not prompt.strip():
             raise UserError('words are needed that say what the film is to show; for example "a blue ball bounces"')
-        if self.fit not in FITS:
+        if self.fit is not None and self.fit not in FITS:
             raise UserError(f"there is no fit {self.fit!r}; choose one of {', '.join(FITS)}")
         parse_size(self.size)
 
@@ -105,7 +105,7 @@ class Making:
             frames=frames,
             fps=system.config.fps,
             size=self.pixels(system),
-            fit=self.fit,  # type: ignore[arg-type]
+            fit=self.fit or "pad",  # type: ignore[arg-type]
             ground=ground,
         )
 
@@ -204,6 +204,8 @@ class Generate(Making):
                 raise UserError(f"a loop has neither beginning nor end, so --loop does not go with {name}; leave one out")
         if self.refine_from is not None and (pictures or self.window is not None):
             raise UserError("--refine-from takes the whole film from its file; leave out --first, --last and --window")
+        if self.fit is not None and not pictures and self.refine_from is None:
+            raise UserError("--fit says how a film or picture is brought to the size; leave it out, or give one")
         if self.solver is not None and self.refine_from is not None:
             raise UserError("--solver does not go with --refine-from; leave it out")
         self.make(self._out(CLIP), self.prompt, self._made)
@@ -248,7 +250,7 @@ class Generate(Making):
             frames=whole,
             fps=system.config.fps,
             size=(unit[0] * times, unit[1] * times),
-            fit=self.fit,  # type: ignore[arg-type]
+            fit=self.fit or "pad",  # type: ignore[arg-type]
         )
         system.engine.latent_shape(film.size, film.frames)
         return film
@@ -287,6 +289,7 @@ class Generate(Making):
             "--window": self.window,
             "--refine-from": self.refine_from,
             "--strength": self.strength,
+            "--fit": self.fit,
         }
         for name, value in given.items():
             if value is not None:
@@ -325,6 +328,7 @@ class Generate(Making):
             "--strength": self.strength,
             "--loop": self.loop or None,
             "--window": self.window,
+            "--fit": self.fit,
             "--no-expand": None if self.expand else True,
         }
         beside = [name for name, value in given.items() if value is not None]

@@ -179,6 +179,10 @@ class Work:
             sys.exit(code)
 
 
+LIMITS = ("rpm", "queued", "running", "daily", "stored")
+"""What a key may be limited in."""
+
+
 @dataclass(frozen=True)
 class Keys:
     """Make, list and revoke the API keys of a server that was started with --keys. They hold from the next request on."""
@@ -214,6 +218,9 @@ class Keys:
         if (self.action == "list") == bool(self.which):
             wanted = {"create": "a name for the key", "revoke": "the id of a key", "list": "nothing more"}[self.action]
             raise UserError(f"keys {self.action} takes {wanted}; for example tubelet keys create laptop")
+        given = {f"--{name}": getattr(self, name) for name in (*LIMITS, "scope") if getattr(self, name) not in (None, ())}
+        if given and self.action != "create":
+            raise UserError(f"{next(iter(given))} is of a new key; keys {self.action} does not take it, leave it out")
         from tubelet.serve.jobs import Jobs
 
         data = _folder(self.data)
@@ -227,8 +234,7 @@ class Keys:
     def _create(self, jobs: Any) -> None:
         from tubelet.serve.auth import issue
 
-        named = ("rpm", "queued", "running", "daily", "stored")
-        limits: dict[str, Any] = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        limits: dict[str, Any] = {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
         id, secret = issue(jobs, self.which, self.scope or ("read", "create"), **limits)
         if self.json:
             print_json({"id": id, "name": self.which, "key": secret})
@@ -267,14 +273,12 @@ class Provenance:
     """The folder of the server whose root is trusted and whose mark is looked for."""
     certificate: File = None
     """An operator's certificate chain (PEM) whose root is trusted instead."""
-    certificate_key: File = None
-    """The private key of --certificate."""
     json: Annotated[bool, arg(help_behavior_hint="")] = False
     """Print JSON."""
 
     def __call__(self) -> None:
         from tubelet.serve import intake
-        from tubelet.serve.provenance import Signer, check
+        from tubelet.serve.provenance import Signer, check, root_of
 
         try:
             data = self.file.read_bytes()
@@ -285,8 +289,9 @@ class Provenance:
             raise UserError(f"{self.file} is neither a film nor a picture that can be signed; give an mp4, png, jpg or webp")
         secrets = _folder(self.data) / "provenance"
         # Looking must not make an installation where there is none.
-        signer = Signer.open(secrets, self.certificate, self.certificate_key) if secrets.is_dir() else None
-        said = check(self.file, media) if signer is None else signer.check(self.file, media)
+        signer = Signer.open(secrets) if secrets.is_dir() else None
+        root = None if signer is None else signer.root_pem()
+        said = check(self.file, media, root if self.certificate is None else root_of(self.certificate))
         answer = {"credentials": said, "mark": None if signer is None else _mark(data, signer.mark_key)}
         if self.json:
             print_json(answer)

@@ -169,6 +169,14 @@ def check(file: Path | bytes, media: str, root: bytes | None = None) -> dict[str
     return answer
 
 
+def root_of(certificate: Path) -> bytes:
+    """The root of an operator's PEM chain, its last certificate. Raises UserError when the file holds none."""
+    found = [match.group(0) for match in _PEM.finditer(_readable(certificate)) if match.group(1) == b"CERTIFICATE"]
+    if not found:
+        raise UserError(f"{certificate} holds no PEM certificate; give the chain that films are signed with")
+    return found[-1]
+
+
 def _answer(state: State, **facts: Any) -> dict[str, Any]:
     empty = {"issuer": None, "model": None, "generated_at": None, "generation": {}, "manifests": 0, "failures": []}
     return {"outcome": "not_found" if state == "not_present" else "found", "validation_state": state, **empty, **facts}

@@ -359,6 +359,7 @@ class ImageVariation(Depicting):
 
     image: OnePicture
     strength: Strength | None = Field(default=None, description="How much is made anew; 1: all of it.")
+    guidance: Guidance | None = Field(default=None, description=_UNUSED)
 
 
 class FileExpiry(Asked):

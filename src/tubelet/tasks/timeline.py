@@ -77,8 +77,9 @@ def plan(known: Sequence[bool], spans: Sequence[Span], window: int, overlap: int
     """Windows in the order in which they are made: at most `window` frames, looking back on at least `overlap` known ones.
 
     A window reaches over known frames ahead too, behind its span as well, so that what is made arrives there: the last one
-    before them makes up to a half of the way and sees as many of them as it looks back on. Unused room looks back further. Cuts part a film: no window looks across one, each part is made as a film of its own. Where only the end of a part
-    is known, it runs backward. `sink` above 0 keeps the first frame of a part in sight of windows that have left it, as a frame
+    before them makes up to a half of the way and sees as many of them as it looks back on. Unused room looks back further.
+    Cuts part a film: no window looks across one, each part is made as a film of its own. Where only the end of a part is
+    known, it runs backward. `sink` above 0 keeps the first frame of a part in sight of windows that have left it, as a frame
     `sink` frames before theirs (StreamingLLM's attention sink, Xiao et al. 2023, as a film's first frame). Raises UserError
     when a window would add nothing.
     """

@@ -28,7 +28,7 @@ export interface Clip {
 }
 
 /** What a film and a file say alike of how they were made. */
-type Plain = Pick<Partial<Film>, "prompt" | "expand" | "model" | "steps" | "guidance" | "strength" | "loop" | "shots">;
+type Plain = Pick<Partial<Film>, "prompt" | "expand" | "model" | "steps" | "guidance" | "strength" | "loop" | "shots" | "text">;
 
 export interface Card extends Shot {
   id: number;
@@ -292,7 +292,8 @@ class Draft {
     this.unfit = { size: "", seconds: "" };
     this.prompt = from.prompt ?? "";
     this.text = null;
-    this.expand = from.expand !== false;
+    // What was told to the model, though its words were not to be filled in, is filled in again.
+    this.expand = from.expand !== false || (!!from.text && from.text.trim() !== this.prompt.trim());
     const model = library.models.find((one) => one.id === from.model);
     this.model = model?.system ?? "";
     if (from.model && !model) view.note(`There is no model ${from.model} here: the default one is taken.`, true);
@@ -306,7 +307,9 @@ class Draft {
 
   /** The words are read as they were then. */
   private readAs(from: Pick<Film, "text">): void {
-    if (this.expand && from.text) this.learn(this.prompt.trim(), this.reader, from.text);
+    if (!this.expand || !from.text) return;
+    this.learn(this.prompt.trim(), this.reader, from.text);
+    this.look();
   }
 
   /** Pictures become first and last picture, a film the clip to work on, or the second one where two are needed. */

@@ -8,11 +8,12 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from api_rig import Rig, serving, until
+from api_rig import TINY, Rig, serving, until
 from starlette.responses import FileResponse
 
 from tubelet.serve import app, intake
@@ -204,6 +205,16 @@ def test_two_films_become_one(rig: Rig) -> None:
     assert request["mode"] == "connect"
     blend = rig.client.post("/v1/videos", json={**body, "mode": "blend", "seconds": None, "strength": 0.4}).json()
     assert (blend["task"], asked(rig, blend)["strength"]) == ("blend", 0.4)
+    needless = rig.client.post("/v1/videos", json={**body, "strength": 0.4})
+    assert (needless.status_code, needless.json()["error"]["param"]) == (400, "strength")
+
+
+def test_two_films_become_one_by_the_model_of_the_first(tmp_path: Path) -> None:
+    with serving(tmp_path, systems={"tiny": TINY, "other": replace(TINY, name="other")}) as rig:
+        first, second = rig.film(model="other", seconds=1), rig.film(seconds=1)
+        body = {"prompt": "p", "mode": "blend", "video": {"id": first["id"]}, "second_video": {"id": second["id"]}}
+        for more, model in (({}, "other"), ({"model": "tiny"}, "tiny")):
+            assert asked(rig, rig.client.post("/v1/videos", json=body | more).json())["system"] == model
 
 
 def test_a_film_is_not_there_before_it_is_there(rig: Rig) -> None:
@@ -406,6 +417,8 @@ WRONG: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("/v1/videos", {"prompt": "p", "shots": []}, "shots", "invalid_value"),
     ("/v1/videos", {"prompt": "p", "shots": "[{"}, "shots", "invalid_json"),
     ("/v1/videos", {"prompt": "p", "shots": [{"prompt": "a", "seconds": 100}] * 2}, "shots", "invalid_value"),
+    ("/v1/videos", {"prompt": "p", "shots": [{"prompt": "a", "seconds": 1}], "seconds": 4}, "seconds", "invalid_value"),
+    ("/v1/videos", {"prompt": "p", "shots": [{"prompt": "a", "seconds": 1}], "frames": 8}, "frames", "invalid_value"),
     ("/v1/videos/edits", {"prompt": "p"}, "video", "missing_required_parameter"),
     ("/v1/videos/extensions", {"prompt": "p", "video": "video_1"}, "video", "invalid_type"),
     ("/v1/videos/characters", {"name": "Mia"}, "video", "missing_required_parameter"),

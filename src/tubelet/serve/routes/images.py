@@ -82,7 +82,7 @@ async def vary_image(room: Room, caller: Maker, fields: Body, request: Request) 
     async def prepare() -> Prepared:
         picture = await take_picture(room, caller, asked.image, "image")
         wish = _wish(asked, model, system, _size(asked, picture))
-        more = {"inputs": [picture.entry("reference")], "strength": asked.strength, "expand": False}
+        more = {"inputs": [picture.entry("reference")], "strength": asked.strength, "expand": False, "guidance": None}
         return Prepared(wish | more, kept=picture.kept)
 
     job = await submit(room, request, caller, "image variation", fields, prepare, kind="image")

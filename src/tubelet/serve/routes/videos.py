@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -68,7 +69,7 @@ async def create_video(room: Room, caller: Maker, fields: Body, request: Request
 
     async def prepare() -> Prepared:
         if asked.mode is not None:
-            return await _from_two(room, caller, asked, model, system)
+            return await _from_two(room, caller, asked)
         return await _from_words(room, caller, asked, model, system)
 
     return await shown(room, await submit(room, request, caller, "create", fields, prepare), response)
@@ -107,7 +108,12 @@ def _extent(asked: VideoCreate, alias: bool, system: SystemFacts) -> dict[str, A
     height, width = asked.size or (SORA_SIZE if alias else system.size)
     frames, seconds = asked.frames, asked.seconds
     if asked.shots:
-        frames, seconds = None, sum(shot.seconds for shot in asked.shots)
+        whole = sum(shot.seconds for shot in asked.shots)
+        if frames is not None:
+            raise invalid("The shots say how long the film is; leave out 'frames'.", "frames")
+        if seconds is not None and not math.isclose(seconds, whole):
+            raise invalid(f"The shots last {whole:g} seconds in all; leave out 'seconds', or ask for these.", "seconds")
+        seconds = whole
     elif frames is None and seconds is None:
         frames, seconds = (None, SORA_SECONDS) if alias else (system.frames, None)
     if frames is not None:
@@ -116,7 +122,7 @@ def _extent(asked: VideoCreate, alias: bool, system: SystemFacts) -> dict[str, A
     return {"size": [height, width], "seconds": seconds, "frames": frames}
 
 
-async def _from_two(room: Service, caller: Caller, asked: VideoCreate, model: str, system: SystemFacts) -> Prepared:
+async def _from_two(room: Service, caller: Caller, asked: VideoCreate) -> Prepared:
     if asked.video is None or asked.second_video is None:
         raise invalid(f"To {asked.mode} needs two films, 'video' and 'second_video'.", "mode")
     for name in ("input_reference", "last_reference", "shots", "frames"):
@@ -124,8 +130,11 @@ async def _from_two(room: Service, caller: Caller, asked: VideoCreate, model: st
             raise invalid(f"'{name}' does not go with 'mode'.", name)
     if asked.loop or asked.characters:
         raise invalid("A film made of two has no loop and no characters.", "mode")
+    if asked.mode == "connect" and asked.strength is not None:
+        raise invalid("What lies between two films is made anew as a whole; leave out 'strength'.", "strength")
     first = await take_film(room, caller, asked.video, "video")
     second = await take_film(room, caller, asked.second_video, "second_video")
+    model, system = system_of(room, asked.model, first.parent)
     request = blank("create", model, system) | words_of(asked)
     request |= {"mode": asked.mode, "strength": asked.strength, "size": list(asked.size) if asked.size else None}
     request["inputs"] = [first.entry("video"), second.entry("second")]
