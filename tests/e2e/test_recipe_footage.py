@@ -61,6 +61,8 @@ def test_films_become_a_system(films: Path, tmp_path: Path, tubelet: Callable, r
 def test_what_does_not_fit_is_one_sentence(films: Path, tmp_path: Path, tubelet: Callable, refused: Callable) -> None:
     words = ["train", "footage", "--out", tmp_path / "run"]
     assert "data" in refused(*words, f"--set=data={tmp_path / 'none'}")
+    for setting in ("workers=1", "foreground=2", "clips.denoiser=5"):
+        assert "is of clips that are simulated" in refused(*words, f"--set={setting}")
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "a.mp4").write_bytes((films / "0.mp4").read_bytes())

@@ -41,6 +41,10 @@ class Footage(WorldsRecipe):
 
         Raises UserError without the data set, when its clips differ or lack captions that are asked for, and as `WorldsRecipe`.
         """
+        given = worlds_64.recipe()
+        for name in ("workers", "foreground", "clips"):  # of simulated clips
+            if getattr(self, name) != getattr(given, name):
+                raise UserError(f"{name} is of clips that are simulated, footage has its own; leave {name} out")
         dataset = ShardDataset(self.data)
         shapes = set(dataset.shapes("video"))
         if len(shapes) != 1:
