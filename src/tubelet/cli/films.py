@@ -164,9 +164,7 @@ class Generate(Making):
     """A picture that the film ends with."""
     loop: Annotated[bool, arg(help_behavior_hint="")] = False
     """A film without a first frame: its last leads to its first."""
-    window: Annotated[
-        int | None, arg(metavar="INT", help_behavior_hint="(default: the system's own length, with --last the film's)")
-    ] = None
+    window: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the system's own length)")] = None
     """Frames made at once; a longer film is made in windows of so many, each looking back on the one before."""
     refine_from: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Make a small film again at --size: it says where things are, the words and the model how they look."""
@@ -224,9 +222,7 @@ class Generate(Making):
             return system.generate(self.prompt, size, frames, loop=self.loop, solver=self.solver, **settings)
         if len(pictures) == 2 and frames == 1:
             raise UserError("a film of one frame cannot begin and end with a picture; ask for more frames")
-        # A window that ends before the last picture would not know where it is going.
-        window = frames if self.window is None and self.last is not None else self.window
-        rolling = Rolling() if window is None else Rolling(window=system.engine.latent_shape(size, window)[1])
+        rolling = Rolling() if self.window is None else Rolling(window=system.engine.latent_shape(size, self.window)[1])
         return system.film([Shot(self.prompt, frames, pictures)], size, rolling=rolling, solver=self.solver, **settings)
 
     def _small(self, system: System, path: Path) -> Video:
