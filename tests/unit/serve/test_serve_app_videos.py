@@ -205,6 +205,8 @@ def test_two_films_become_one(rig: Rig) -> None:
     assert request["mode"] == "connect"
     blend = rig.client.post("/v1/videos", json={**body, "mode": "blend", "seconds": None, "strength": 0.4}).json()
     assert (blend["task"], asked(rig, blend)["strength"]) == ("blend", 0.4)
+    asked_long = rig.client.post("/v1/videos", json={**body, "mode": "blend", "seconds": 60}).json()
+    assert asked_long["seconds"] == "4", "a blend lasts as long as the shorter one"
     needless = rig.client.post("/v1/videos", json={**body, "strength": 0.4})
     assert (needless.status_code, needless.json()["error"]["param"]) == (400, "strength")
 

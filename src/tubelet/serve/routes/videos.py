@@ -143,8 +143,9 @@ async def _from_two(room: Service, caller: Caller, asked: VideoCreate) -> Prepar
         request["source"] = source_of(first.seconds + second.seconds, first)
         refuse_too_long(first.seconds + second.seconds + request["seconds"], "seconds")
     else:
-        request["seconds"] = asked.seconds
-        request["source"] = source_of(min(first.seconds, second.seconds), first)
+        shorter = min(first.seconds, second.seconds)
+        request["seconds"] = None if asked.seconds is None else min(asked.seconds, shorter)
+        request["source"] = source_of(shorter, first)
     return Prepared(request, parent=first.parent.id if first.parent else None, kept=_kept(first, second))
 
 
