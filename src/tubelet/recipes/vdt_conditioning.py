@@ -2,8 +2,9 @@
 
 Paper: VDT (Lu et al. 2023), section 3 and the table on Physion: adaptive layer norm, cross-attention, token concatenation.
 Command: tubelet train vdt-conditioning
-Cost: not measured, it has not been run yet; sized for forty minutes on two cores.
-Score: none yet; a run leaves table.json, table.md and sheet.png in its folder.
+Cost: 50 minutes of a core beside another training: 12, 16 and 19 for the three, the rest for films.
+Score: velocity error and share of frames in which the thing is found, adaptive norm .84, .19; cross-attention .80, .20; token
+concatenation .35, .37; a held frame .26, 1.00 (docs/lineage.md). A run leaves table.json, table.md and sheet.png in its folder.
 
 All three see the same clips and steps, know the same first half of each and read no words. Velocity of the main object in made
 frames is measured against exact state, beside what truth reads by the same tracker, keeping the last velocity and standing
