@@ -240,7 +240,8 @@ def test_storyboard_is_a_film_of_shots(build: Callable[..., Stage], visit: Calla
     assert [shot["cut"] for shot in stage.films()[1].request["shots"]] == [False, False], "a shot that became the first one"
     page.get_by_role("link", name="A red ball falls.").click()
     page.get_by_role("button", name="Reuse").click()
-    assert [page.get_by_label(f"Shot {shot} begins anew").is_checked() for shot in (2, 3)] == [True, False]
+    for shot, anew in ((2, True), (3, False)):
+        page.get_by_role("checkbox", name=f"Shot {shot} begins anew", checked=anew).wait_for()
 
 
 @needs_chromium
@@ -1071,7 +1072,8 @@ def test_all_settings_in_a_dropped_file_are_loaded(
     page.get_by_role("button", name="Put the clip away").click()
     drop(prompt="one | two", task="film", shots=[["one", "One.", 17], ["two", "Two.", 16], ["three", "3.", 17]], cuts=[2])
     holds(page.get_by_label("What happens in shot 2"), "two")
-    assert [page.get_by_label(f"Shot {shot} begins anew").is_checked() for shot in (2, 3)] == [False, True]
+    for shot, anew in ((2, False), (3, True)):
+        page.get_by_role("checkbox", name=f"Shot {shot} begins anew", checked=anew).wait_for()
     page.get_by_text("6.3 s in all").wait_for()
 
 
