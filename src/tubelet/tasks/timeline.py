@@ -116,11 +116,11 @@ def _plan_part(known: Sequence[bool], spans: Sequence[Span], window: int, overla
             low = max(0, first - overlap)
             sunk = sink > 0 and low > 0
             room = window - sink if sunk else window
+            if any(known[first:ceiling]):  # a place for what it arrives at, even if one less looks back
+                low = max(low, first - max(1, room - 2))
             high = _reach(known, first, low, room, overlap, ceiling)
             if high <= first:
                 raise _too_narrow(window, overlap)
-            if high == first + 1 < ceiling and known[high] and room == high - low and first - low > 1:
-                low, high = low + 1, high + 1  # rather one frame less of the past than to arrive unseeing
             low = max(0, min(low, high - room))
             frames = tuple(range(low, high))
             made[low:high] = [True] * (high - low)
