@@ -1,7 +1,7 @@
 """Recipes: a run is a typed Python function that returns its whole configuration; `tubelet train NAME` runs it.
 
 Adding a recipe is a file and a line of RECIPES. Settings may be overridden one by one (`--set denoise.steps=100`); an unknown
-key is an error.
+key is an error, and so is one that the run sets itself (`GIVEN` of its class).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ RECIPES: dict[str, str] = {
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Any:
     """A recipe's configuration; an override is `place.key=value`, the value JSON or a plain word.
 
-    Raises UserError on an unknown recipe or setting, and on a value of the wrong kind or range.
+    Raises UserError on an unknown recipe or setting, one that the run sets itself, and a value of the wrong kind or range.
     """
     from tubelet.core.config import from_dict, to_dict
 
@@ -65,6 +65,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Any:
         key, equals, text = override.partition("=")
         if not equals:
             raise UserError(f"--set takes key=value, got {override!r}; for example --set denoise.steps=100")
+        if key in getattr(config, "GIVEN", ()):
+            raise UserError(f"{key} of recipe {name} follows from its other settings and its rows; leave it out")
         _place(name, values, key, text)
     return from_dict(type(config), values)
 

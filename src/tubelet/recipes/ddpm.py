@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -56,6 +57,8 @@ OTHERS = 1_000_000
 @dataclass(frozen=True)
 class DDPM:
     """Sizes, training and measures."""
+
+    GIVEN: ClassVar = ("unet.learn_sigma", "unet.channels", "unet.context")
 
     rows: tuple[str, ...] = ROWS
     """Which are measured; what truth scores always stands beside them."""

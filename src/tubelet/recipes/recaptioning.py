@@ -19,6 +19,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -62,6 +63,8 @@ OTHERS = 1_000_000
 @dataclass(frozen=True)
 class Recaptioning:
     """What all trainings share, and the blends in which they differ. Raises UserError when the blends cannot be."""
+
+    GIVEN: ClassVar = ("denoiser.in_channels", "denoiser.text_width")
 
     whole: str = "worlds-64"
     """A system, or the folder of a finished run of worlds-64, whose latents and codec are used."""

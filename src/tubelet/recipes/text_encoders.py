@@ -24,6 +24,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -103,6 +104,8 @@ class CLIPWords(TextEncoder):
 @dataclass(frozen=True)
 class TextEncoders:
     """Sizes, training and measures. Channels and the width of words are those of the run and of the reader."""
+
+    GIVEN: ClassVar = ("denoiser.in_channels", "denoiser.text_width")
 
     whole: str = "worlds-64"
     """A system, or the folder of a finished run of worlds-64."""

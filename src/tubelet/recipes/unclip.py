@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -138,6 +138,18 @@ class Stopped(Exception):  # noqa: N818  not an error: someone asked for it
 @dataclass(frozen=True)
 class UnCLIP:
     """Sizes, training and measures. Channels and the width of words are the run's, that of embeddings the CLIP's."""
+
+    GIVEN: ClassVar = (
+        "unet.channels",
+        "unet.context",
+        "unet.size",
+        "unet.learn_sigma",
+        "prior.embed",
+        "prior.text_width",
+        "codes.embed",
+        "codes.vocab",
+        "codes.context",
+    )
 
     whole: str = "worlds-64"
     """A system, or the folder of a finished run of worlds-64."""

@@ -19,7 +19,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -69,6 +69,18 @@ EQUAL = "DiT, adaLN-Zero"
 @dataclass(frozen=True)
 class UNetOrDiT:
     """Sizes, training and measures. Channels and the width of words are the run's."""
+
+    GIVEN: ClassVar = (
+        "dit.in_channels",
+        "dit.text_width",
+        "dit.classes",
+        "dit.conditioning",
+        "dit.learn_sigma",
+        "unet.channels",
+        "unet.context",
+        "unet.size",
+        "unet.learn_sigma",
+    )
 
     whole: str = "worlds-64"
     """A system, or the folder of a finished run of worlds-64."""

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -68,6 +68,8 @@ LAW_COLUMNS = ("inertia", "gravity", "momentum", "impenetrability", "steady")
 @dataclass(frozen=True)
 class VDTConditioning:
     """Sizes, training and measures. Channels are the run's."""
+
+    GIVEN: ClassVar = ("vdt.in_channels", "vdt.conditioning", "vdt.learn_sigma")
 
     whole: str = "worlds-64"
     """A system, or the folder of a finished run of worlds-64."""

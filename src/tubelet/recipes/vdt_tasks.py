@@ -23,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -92,6 +93,8 @@ OTHERS = 1_000_000
 @dataclass(frozen=True)
 class VDTTasks:
     """Sizes, training and measures. Channels are the run's."""
+
+    GIVEN: ClassVar = ("vdt.in_channels", "vdt.conditioning", "vdt.learn_sigma")
 
     whole: str = "worlds-64"
     """A system, or the folder of a finished run of worlds-64."""

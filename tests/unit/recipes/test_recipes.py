@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 from collections import Counter
@@ -79,6 +80,24 @@ def test_overrides_land_where_they_say() -> None:
 def test_wrong_overrides_are_refused(override: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         load_recipe("smoke", [override])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_settings_that_a_run_puts_itself_are_refused(name: str) -> None:
+    module = importlib.import_module(RECIPES[name])
+    given = getattr(type(load_recipe(name)), "GIVEN", ())
+    for key in given:
+        with pytest.raises(UserError, match=f"{key} of recipe {name} follows from its other settings"):
+            load_recipe(name, [f"{key}=1"])
+    put = {  # what a run replaces in a network's sizes, by name, as its code says
+        f"{call.args[0].attr}.{keyword.arg}"
+        for call in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "replace"
+        if isinstance(call.args[0], ast.Attribute) and call.args[0].attr in {"unet", "dit", "vdt", "denoiser", "prior", "codes"}
+        for keyword in call.keywords
+        if keyword.arg is not None
+    }
+    assert put <= set(given)
 
 
 def test_unknown_recipes_are_refused() -> None:
