@@ -292,7 +292,8 @@ class Provenance:
         signer = Signer.open(secrets) if secrets.is_dir() else None
         root = None if signer is None else signer.root_pem()
         said = check(self.file, media, root if self.certificate is None else root_of(self.certificate))
-        answer = {"credentials": said, "mark": None if signer is None else _mark(data, signer.mark_key)}
+        mark, unread = (None, None) if signer is None else _mark(data, signer.mark_key)
+        answer = {"credentials": said, "mark": mark, "mark_unread": unread}
         if self.json:
             print_json(answer)
             return
@@ -306,19 +307,19 @@ class Provenance:
         for name in ("model", "generated_at"):
             if said.get(name) is not None:
                 print(f"{name.replace('_', ' ')}: {said[name]}")
-        mark = answer["mark"]
-        print(f"mark: {'not looked for' if signer is None else 'none found' if mark is None else 'made here'}")
+        found = f"could not be looked for ({unread})" if unread else "none found" if mark is None else "made here"
+        print(f"mark: {'not looked for' if signer is None else found}")
 
 
-def _mark(data: bytes, key: bytes) -> dict[str, Any] | None:
-    """The invisible mark of the server that has this key."""
+def _mark(data: bytes, key: bytes) -> tuple[dict[str, Any] | None, str | None]:
+    """The invisible mark of the server that has this key, and why it could not be looked for."""
     from tubelet.serve import intake, mark
 
     try:
         found = mark.detect_luma(intake.mean_luma(data), key)
-    except intake.Refused:
-        return None
-    return None if found is None else {"payload": found.payload, "score": found.score}
+    except intake.Refused as refused:
+        return None, refused.code
+    return (None if found is None else {"payload": found.payload, "score": found.score}), None
 
 
 def _folder(asked: Path | None) -> Path:

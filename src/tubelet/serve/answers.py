@@ -241,6 +241,7 @@ class ProvenanceResult(Answer):
     issuer: str | None = None
     model: str | None = None
     generated_at: str | None = None
+    reason: str | None = Field(default=None, description="Why nothing could be looked for, where that is so.")
 
 
 class ProvenanceCheck(Answer):

@@ -26,7 +26,7 @@ from tubelet.serve.logs import log_failure
 from tubelet.serve.metrics import Metrics
 from tubelet.serve.openapi import describe
 from tubelet.serve.outbound import Outbound
-from tubelet.serve.records import Job
+from tubelet.serve.records import Job, StorageFull
 from tubelet.serve.routes import characters, files, images, keys, system, videos, webhooks
 from tubelet.serve.scrub import Scrub
 from tubelet.serve.service import Service
@@ -111,6 +111,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     room: Service = app.state.service
     deliveries = Deliveries(room.jobs, room.outbound, room.metrics)
     room.outbox_changed = deliveries.woken.set
+    with contextlib.suppress(StorageFull):
+        await room.read(room.recall)
     work = [room.feed.run(), deliveries.run(), _every(SWEEP, room, _sweep), _every(TIDY, room, _tidy)]
     work.append(_every(scrub.PAUSE, Scrub(room.jobs, room.store), Scrub.scrub))
     tasks = [asyncio.create_task(coroutine) for coroutine in work]
@@ -136,7 +138,6 @@ async def _every(seconds: float, about: Any, work: Any) -> None:
 def _sweep(room: Service) -> None:
     """Notice workers that are gone even when no other worker asks."""
     room.jobs.sweep()
-    room.hands = max(1, room.workers_alive())
 
 
 def _tidy(room: Service) -> None:
@@ -189,6 +190,4 @@ def _time(room: Service, job: Job) -> None:
     for stage, seconds in {**job.result.get("timings", {}), "all": spent}.items():
         if isinstance(seconds, (int, float)):
             room.metrics.rendered.observe(str(stage), seconds=seconds)
-    name = str(job.request.get("system"))
-    before = room.paces.get(name, spent)
-    room.paces[name] = before + 0.3 * (spent - before)
+    room.learn(job)

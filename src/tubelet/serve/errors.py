@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from tubelet.core.errors import UserError
 from tubelet.serve.records import KeyConflict, QueueFull, StorageFull
@@ -116,8 +117,7 @@ def of(error: Exception) -> ApiError:
         case HTTPException():
             code = _CODES.get(error.status_code, "invalid_request")
             said = {404: "There is nothing at this address.", 405: "This address does not answer this method."}
-            headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
-            return ApiError(error.status_code, said.get(error.status_code, str(error.detail)), code=code, headers=headers)
+            return ApiError(error.status_code, said.get(error.status_code, str(error.detail)), code=code)
         case _:
             return ApiError(500, "Something went wrong on the server; its log says what.", code="internal_error")
 
@@ -127,6 +127,10 @@ def install(app: FastAPI) -> None:
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
         said = of(error)
+        if said.status == 405:  # the exception knows the methods of the first route with this path alone
+            several = (route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE)
+            methods = {method for route in several for method in getattr(route, "methods", None) or ()}
+            said.headers["allow"] = ", ".join(sorted(methods))
         request.app.state.service.metrics.rejected.add(said.code)
         return said.response()
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-import secrets
-import string
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote_to_bytes
 
+from tubelet.serve import rows
 from tubelet.serve.auth import Caller
 from tubelet.serve.errors import ApiError, invalid, not_found
 from tubelet.serve.outbound import Unreachable
@@ -27,15 +26,14 @@ if TYPE_CHECKING:
 LARGEST_FETCH = 20 * 2**20
 FILES = "file"
 _DATA_URL = re.compile(r"data:image/[a-z.+-]{1,20};base64,", re.IGNORECASE)
-_LETTERS = string.digits + string.ascii_lowercase
 _IDS = {prefix: re.compile(f"{prefix}_[0-9a-z]{{26}}") for prefix in ("video", "image", "char", "file", "we")}
 
 Prefix = Literal["video", "image", "char", "file", "we"]
 
 
 def new_id(prefix: Prefix) -> str:
-    """A fresh id of one kind of thing."""
-    return f"{prefix}_{''.join(secrets.choice(_LETTERS) for _ in range(26))}"
+    """A fresh id of one kind of thing. It tells when it was made (`born`)."""
+    return rows.new_id(prefix, time.time())
 
 
 def checked(prefix: Prefix, id: str) -> str:
@@ -43,6 +41,14 @@ def checked(prefix: Prefix, id: str) -> str:
     if not _IDS[prefix].fullmatch(id):
         raise not_found({"char": "character", "we": "webhook endpoint"}.get(prefix, prefix))
     return id
+
+
+_WANTED = {
+    "image": "It must be a PNG, JPEG or WebP picture.",
+    "mask": "It must be a PNG, JPEG or WebP picture.",
+    "video": "It must be an MP4, MOV or WebM clip.",
+}
+"""What a file of another kind should have been."""
 
 
 @dataclass
@@ -82,7 +88,8 @@ def _admitted(room: Service, data: bytes, param: str, want: Want) -> Taken:
     try:
         admitted = intake.admit(data, want=want)
     except intake.Refused as refused:
-        raise invalid(f"'{param}' cannot be used: {refused.message}", param, refused.code) from None
+        said = _WANTED.get(want, refused.message) if refused.code == "unsupported_media" else refused.message
+        raise invalid(f"'{param}' cannot be used: {said}", param, refused.code) from None
     kept = [(room.store.put(admitted.data, "input", admitted.media), admitted.data)]
     credentials = None
     if admitted.credentials is not None:
@@ -104,12 +111,12 @@ def outlived(document: dict[str, Any]) -> bool:
     return until is not None and until <= time.time()
 
 
-async def take_file(room: Service, caller: Caller, id: str, param: str, want: Literal["image", "video"]) -> Taken:
+async def take_file(room: Service, caller: Caller, id: str, param: str, want: Literal["image", "video", "any"]) -> Taken:
     """A file uploaded before. Raises ApiError when there is none of that kind."""
     document = await room.read(find_file, room, checked("file", id), caller.owner)
     if document is None:
         raise not_found("file")
-    if not document["media"].startswith(want):
+    if want != "any" and not document["media"].startswith(want):
         raise invalid(f"'{param}' must be {'a picture' if want == 'image' else 'a clip'}, this file is not.", param)
     height, width = document["size"]
     return Taken(
@@ -122,12 +129,14 @@ async def take_file(room: Service, caller: Caller, id: str, param: str, want: Li
     )
 
 
-async def take_picture(room: Service, caller: Caller, reference: Upload | FileReference, param: str) -> Taken:
-    """A picture in any of the ways to give one. Raises ApiError."""
+async def take_picture(
+    room: Service, caller: Caller, reference: Upload | FileReference, param: str, want: Literal["image", "any"] = "image"
+) -> Taken:
+    """A picture, or "any" for a clip as well, in any of the ways to give one. Raises ApiError."""
     if isinstance(reference, Upload):
-        return await take_upload(room, reference, param, "image")
+        return await take_upload(room, reference, param, want)
     if reference.file_id is not None:
-        return await take_file(room, caller, reference.file_id, param, "image")
+        return await take_file(room, caller, reference.file_id, param, want)
     return await take_bytes(room, await _addressed(room, reference.image_url or "", param), param, "image")
 
 

@@ -131,7 +131,8 @@ def _told(header: dict[str, Any], parts: list[bytes]) -> Admitted:
 def mean_luma(data: bytes, limits: Limits = Limits()) -> np.ndarray:
     """The brightness of a picture or clip somebody sent, averaged over its frames: float32 (H, W), 0 to 255.
 
-    This is what `mark.detect_luma` reads. Raises as `admit` does.
+    This is what `mark.detect_luma` reads. A clip may be of any length: as many frames count as would be let in, from the first
+    on. Raises as `admit` does.
     """
     import numpy as np
 
@@ -303,12 +304,16 @@ def _work_on_clip(file: BinaryIO, media: str, limits: Limits, *, luma: bool) -> 
     data = file.read()
     if not _whole(data, media):
         raise Refused("unreadable_media")
+    if luma:  # the first frames say as much as all
+        whole = replace(limits, clip_seconds=math.inf, clip_frame_pixels=limits.clip_frames * limits.clip_long_side**2)
+    else:
+        whole = limits
     written = io.BytesIO()
     total: np.ndarray | None = None
     size, frames = (0, 0), 0
     try:
         with _opened(data, media) as container:
-            plan = _plan(container, limits)
+            plan = _plan(container, whole)
         with _opened(data, media) as container:
             pictures = _steady(_decoded(container, limits), plan)
             if luma:
@@ -316,6 +321,8 @@ def _work_on_clip(file: BinaryIO, media: str, limits: Limits, *, luma: bool) -> 
                     plane = picture[0].astype(np.float32)
                     total = plane if total is None else total + plane
                     frames += 1
+                    if (frames + 1) * plane.size > limits.clip_frame_pixels:
+                        break
             else:
                 size, frames = _encode(pictures, written, plan, limits)
     except (av.error.FFmpegError, ValueError, OverflowError, ZeroDivisionError):

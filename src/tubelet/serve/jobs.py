@@ -204,6 +204,13 @@ class Jobs:
         with self._database.read() as db:
             return _paused(db)
 
+    def line(self, most: int) -> tuple[list[Job], list[Job], bool]:
+        """The jobs that are being made, the first `most` of the queue in their order, and whether it is paused."""
+        with self._database.read() as db:
+            running = db.execute(select(JOBS).where(JOBS.c.state == "in_progress")).all()
+            queued = db.execute(select(JOBS).where(JOBS.c.state == "queued").order_by(JOBS.c.place).limit(most)).all()
+            return [job_of(row, None) for row in running], [job_of(row, n) for n, row in enumerate(queued, 1)], _paused(db)
+
     def counts(self, owner: str | None = None) -> dict[str, int]:
         """How many jobs are in each state, and "oldest_queued_age": how many seconds the oldest queued one has waited."""
         whose = sa.true() if owner is None else JOBS.c.owner == owner

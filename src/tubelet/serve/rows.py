@@ -39,6 +39,11 @@ def new_id(kind: str, now: float) -> str:
     return f"{kind}_{time}{''.join(secrets.choice(_LETTERS) for _ in range(16))}"
 
 
+def born(id: str) -> float:
+    """Unix seconds of when an id was made, by what it says itself."""
+    return int(id.partition("_")[2][:10], 36) / 1e6
+
+
 def kind_of(id: str) -> str:
     """The kind that an id was made for."""
     return id.partition("_")[0]

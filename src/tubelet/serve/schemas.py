@@ -256,7 +256,7 @@ class VideoCreate(Making):
     size: Size | None = None
     frames: Frames | None = Field(default=None, description="Exact frames at the system's rate; wins over seconds.")
     loop: bool = Field(default=False, description="A film whose last frame leads to its first.")
-    input_reference: Picture | None = Field(default=None, description="A picture that the film begins with.")
+    input_reference: Picture | None = Field(default=None, description="A picture or a clip that the film begins with.")
     last_reference: Picture | None = Field(default=None, description="A picture that the film ends with.")
     video: Film | None = Field(default=None, description="With `mode`: the first film.")
     second_video: Film | None = Field(default=None, description="With `mode`: the second film.")

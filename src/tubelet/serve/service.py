@@ -10,6 +10,7 @@ import re
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -22,6 +23,7 @@ from tubelet.serve import animated
 from tubelet.serve.auth import Access, Allowance, Caller
 from tubelet.serve.config import ServeConfig
 from tubelet.serve.errors import ApiError
+from tubelet.serve.estimate import LINE, REMEMBERED, Pace, Timetable, work_of
 from tubelet.serve.feed import Feed
 from tubelet.serve.journals import copies_of
 from tubelet.serve.logs import log_failure
@@ -45,7 +47,8 @@ RETRY_WINDOW = 120.0
 ALIVE = 20.0
 """Seconds after which a silent worker counts as gone."""
 PROBED, WEIGHED = 1.0, 60.0
-"""Seconds for which it is taken to be so that the database takes what is written, and that the assets are so large."""
+"""Seconds for which it is taken to be so that the database takes what is written and the queue stands so, and that the assets
+are so large."""
 _KEY = re.compile(r"(?! )[\x20-\x7e]{1,255}(?<! )")
 _COUNT = re.compile(r"[0-9]{1,4}")
 
@@ -86,10 +89,11 @@ class Service:
     refused: Refusals = field(default_factory=lambda: Refusals(RETRY_WINDOW), repr=False)
     outbox_changed: Callable[[], None] = field(default=lambda: None, repr=False)
     """Called when a job ended: there may be webhooks to deliver."""
-    hands: int = 1
-    """Workers alive when somebody last looked, at least 1."""
-    paces: dict[str, float] = field(default_factory=dict)
-    """Mean seconds of work by system, of the films that ended while this process ran."""
+    began: float = field(default_factory=time.time)
+    """Unix seconds. A worker that nobody has heard of since may have died with the process before this one."""
+    paces: dict[str, Pace] = field(default_factory=dict)
+    """What films took of late, by system."""
+    _timetable: Timetable | None = field(default=None, repr=False)
     _probed: tuple[float, bool] = field(default=(-math.inf, False), repr=False)
     _weighed: tuple[float, int] = field(default=(-math.inf, 0), repr=False)
 
@@ -129,8 +133,40 @@ class Service:
             raise ApiError(503, "The server is about to stop; try again soon.", code="draining", retry_after=10)
 
     def workers(self) -> list[dict[str, Any]]:
-        """What the workers that were heard of lately said of themselves. Before its system is loaded a worker says nothing."""
-        return [worker for worker in self.jobs.workers() if worker["seen"] > time.time() - ALIVE]
+        """What the workers that were heard of lately, since this process began, said of themselves. Before its system is loaded
+        a worker says nothing."""
+        since = max(self.began, time.time() - ALIVE)
+        return [worker for worker in self.jobs.workers() if worker["seen"] > since]
+
+    def learn(self, job: Job) -> None:
+        """How long films of a system take, by one that is there."""
+        system = self.config.systems.get(str(job.request.get("system")))
+        if system is not None:
+            self.paces.setdefault(system.name, Pace()).learn(job, work_of(job, system))
+
+    def recall(self) -> None:
+        """Learn of the last films of the process before this one."""
+        for job in reversed(self.jobs.page(None, limit=REMEMBERED).jobs):
+            if job.state == "completed":
+                self.learn(job)
+
+    async def left(self, job: Job) -> float | None:
+        """Seconds until a film is there, as far as its progress, earlier films and those before it in the queue tell."""
+        if job.state == "in_progress":
+            name = str(job.request.get("system"))
+            system, pace = self.config.systems.get(name), self.paces.get(name, Pace())
+            return None if system is None else pace.left(job, work_of(job, system), time.time())
+        if job.state != "queued":
+            return None
+        async with self.alone("timetable"):
+            if self._timetable is None or time.time() - self._timetable.made_at > PROBED:
+                self._timetable = await self.read(self._deal)
+        return self._timetable.left(job, time.time())
+
+    def _deal(self) -> Timetable:
+        running, queued, paused = self.jobs.line(LINE)
+        hands = Counter(str(worker.get("system")) for worker in self.workers())
+        return Timetable(self.paces, self.config.systems, running, queued, hands, paused, time.time())
 
     def workers_alive(self) -> int:
         """Workers that were heard of lately."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,18 +37,6 @@ def task_of(job: Job) -> str:
 def written(size: Any) -> str | None:
     """WIDTHxHEIGHT of (height, width)."""
     return f"{size[1]}x{size[0]}" if size else None
-
-
-def eta_ms(job: Job, pace: float | None, workers: int) -> int | None:
-    """Milliseconds until the film is there, as far as its progress or earlier films (`pace` seconds each) tell."""
-    if job.state == "in_progress" and job.started_at is not None:
-        spent = max(0.0, time.time() - job.started_at)
-        if job.progress >= 5:
-            return int(spent * (100 - job.progress) / job.progress * 1000)
-        return None if pace is None else int(max(0.0, pace - spent) * 1000)
-    if job.state == "queued" and pace is not None and job.position is not None:
-        return int(pace * math.ceil(job.position / max(1, workers) + 1) * 1000)
-    return None
 
 
 def poll_after_ms(eta: int | None) -> int:

@@ -94,6 +94,7 @@ _FILLERS = _words(
     "flying fly flies heading going apart forward forwards backward backwards horizontally vertically diagonally sideways d "
     "k s hd"
 )
+_PRONOUNS = _words("it they them he she him her")
 _NO_NOUNS = _ARTICLES | _MANY | _FILLERS | _COUNTS
 PHRASE = 12
 """Words that a noun phrase has at most."""
@@ -120,8 +121,8 @@ def unread(prompt: str, scene: Scene) -> str | None:
             return word
         if word in elsewhere:
             return word
-        # Where no thing is named at all, any word may be the thing.
-        if bare and word not in known and not _aside(word):
+        # Where no thing is named at all, any word may be the thing, and what "it" is can only be seen.
+        if bare and (word in _PRONOUNS or (word not in known and not _aside(word))):
             return word
         after = words[place + 1] if place + 1 < len(words) else "."
         if (word in ("behind", "into", "against") or _MEETS.fullmatch(word)) and after not in known and not _aside(after):

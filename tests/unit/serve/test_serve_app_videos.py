@@ -133,14 +133,34 @@ def test_a_picture_in_every_way(idle: Rig, body: dict[str, Any], stored: bytes) 
     assert (entry["role"], entry["media"]) == ("reference", "image/png")
 
 
+def test_a_clip_that_a_film_begins_with(idle: Rig) -> None:
+    def create(**fields: Any) -> Any:
+        return idle.client.post("/v1/videos", files={"input_reference": ("a.mp4", b"clip")}, data={"prompt": "p", **fields})
+
+    request = asked(idle, create().json())
+    (entry,) = request["inputs"]
+    assert (entry["role"], entry["media"]) == ("reference", "video/mp4")
+    assert (request["size"], request["seconds"]) == ([48, 64], 2.0 + TINY.seconds), "as large as the clip, and longer"
+    request = asked(idle, create(model="sora-2", size="1280x720").json())
+    assert (request["size"], request["seconds"]) == ([720, 1280], 6.0)
+    assert asked(idle, create(seconds="4").json())["seconds"] == 4.0
+    for fields, param in (({"seconds": "2"}, "seconds"), ({"loop": "true"}, "loop")):
+        answer = create(**fields)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    storyboard = create(shots=json.dumps([{"prompt": "p", "seconds": 1}]))
+    assert (storyboard.status_code, storyboard.json()["error"]["param"]) == (400, "input_reference")
+    refused = idle.client.post("/v1/videos", files={"last_reference": ("a.mp4", b"clip")}, data={"prompt": "p"})
+    assert refused.json()["error"]["message"] == "'last_reference' cannot be used: It must be a PNG, JPEG or WebP picture."
+
+
 def test_a_file_id_and_a_last_picture(idle: Rig) -> None:
     file = idle.client.post("/v1/files", files={"purpose": (None, "vision"), "file": ("a/b.jpg", b"first")}).json()
     body = {"prompt": (None, "p"), "input_reference[file_id]": (None, file["id"]), "last_reference": ("b.png", b"last")}
     video = idle.client.post("/v1/videos", files=body).json()
     assert [entry["role"] for entry in asked(idle, video)["inputs"]] == ["reference", "last"]
     clip = idle.client.post("/v1/files", files={"file": ("c.mp4", b"clip")}).json()
-    wrong = idle.client.post("/v1/videos", json={"prompt": "p", "input_reference": {"file_id": clip["id"]}})
-    assert wrong.status_code == 400
+    wrong = idle.client.post("/v1/videos", json={"prompt": "p", "last_reference": {"file_id": clip["id"]}})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "last_reference")
 
 
 def test_a_storyboard_and_characters(idle: Rig) -> None:
@@ -594,6 +614,23 @@ def test_files(rig: Rig) -> None:
     assert not any(path.read_bytes() == b"clean picture" for path in (rig.config.data / "assets").iterdir())
     wrong = rig.client.post("/v1/files", files={"file": ("c.exe", b"bad")})
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "unsupported_media")
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_who_deletes_the_files_of_a_page_goes_on_where_it_was(rig: Rig, order: str) -> None:
+    made = [rig.client.post("/v1/files", files={"file": (f"{n}.jpg", b"picture")}).json()["id"] for n in range(7)]
+    seen, more = [], {"limit": 2, "order": order}
+    while True:
+        page = rig.client.get("/v1/files", params=more).json()
+        for file in page["data"]:
+            seen.append(file["id"])
+            assert rig.client.delete(f"/v1/files/{file['id']}").json()["deleted"]
+        if not page["has_more"]:
+            break
+        more["after"] = page["last_id"]
+    assert seen == (made if order == "asc" else made[::-1])
+    for strange in ("file_" + "z" * 26, "file_" + "0" * 26, "nothing", "file_ß"):
+        assert rig.client.get("/v1/files", params={"after": strange}).status_code == 400
 
 
 @pytest.mark.parametrize("way", ["brackets", "json"])

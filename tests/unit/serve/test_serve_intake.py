@@ -12,6 +12,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -624,6 +625,18 @@ def test_mean_luma_is_the_mean_of_the_frames() -> None:
     assert np.abs(mean_luma(picture()) - np.asarray(Image.open(io.BytesIO(picture())).convert("L"))).max() == 0
     with pytest.raises(Refused):
         mean_luma(b"no film")
+
+
+def test_mean_luma_reads_clips_of_any_length_from_their_beginning_on() -> None:
+    """Films that are made here last up to two minutes, twice what is taken in."""
+    long = film(numbered(61), rate=1)
+    with pytest.raises(Refused, match="too_long"):
+        admit(long)
+    whole = mean_luma(long)
+    assert np.abs(whole - mean_luma(film(numbered(61), rate=8))).max() < 0.5
+    begun = mean_luma(long, replace(Limits(), clip_frame_pixels=48 * 64 * 12))
+    assert np.abs(begun - mean_luma(plain())).max() < 1
+    assert np.abs(begun - whole).max() > 5
 
 
 def test_sniff_goes_by_bytes() -> None:

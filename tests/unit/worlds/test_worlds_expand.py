@@ -83,7 +83,13 @@ def test_every_kind_can_be_expanded() -> None:
             assert parse(compose_dense(scene))["kind"] == kind
 
 
-@pytest.mark.parametrize("prompt", ["it falls", "something bounces"])
+@pytest.mark.parametrize("prompt", ["it goes on", "it falls", "they collide"])
+def test_what_it_is_can_only_be_seen(prompt: str) -> None:
+    """Such words go on from a film; a thing that is invented for them would not be the one in it."""
+    assert parse_scene(prompt) is None
+
+
+@pytest.mark.parametrize("prompt", ["a thing falls", "something bounces"])
 def test_a_prompt_that_names_no_object_is_given_one(prompt: str) -> None:
     scene = parse_scene(prompt)
     assert scene is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
@@ -14,11 +15,15 @@ from tubelet.serve.errors import invalid, not_found
 from tubelet.serve.inputs import FILES, checked, find_file, new_id, outlived, take_upload
 from tubelet.serve.openapi import operations, takes
 from tubelet.serve.records import Asset
+from tubelet.serve.rows import born
 from tubelet.serve.schemas import FileCreate
 from tubelet.serve.service import Body, Maker, Reader, Room
 from tubelet.serve.submit import put_within, read_as
 
 router = operations("files")
+BEGAN = 1.76e9
+"""Unix seconds before which there was no server."""
+_ID = re.compile(r"[a-z]+_[0-9a-z]{26}")
 EntryT = TypeVar("EntryT", bound=dict[str, Any])
 
 
@@ -30,14 +35,26 @@ FileId = Annotated[str, Depends(_id)]
 
 
 def paged(entries: list[EntryT], after: str | None, limit: int, order: str) -> tuple[list[EntryT], bool]:
-    """A page of entries, which come oldest first, and whether there are more. Raises ApiError when `after` is none of them."""
+    """A page of entries, which come oldest first, and whether there are more.
+
+    The entry `after` may be gone: who deletes what a page shows goes on where it was. Raises ApiError when it never was.
+    """
     ordered = entries if order == "asc" else entries[::-1]
     if after is not None:
-        place = next((number for number, entry in enumerate(ordered) if entry["id"] == after), None)
+        place = next((number for number, entry in enumerate(ordered, 1) if entry["id"] == after), None)
         if place is None:
-            raise invalid("There is no such entry to go on after.", "after")
-        ordered = ordered[place + 1 :]
+            if not _ID.fullmatch(after) or not BEGAN < (at := born(after)) <= time.time():
+                raise invalid("There is no such entry to go on after.", "after")
+            beyond = (_moment(entry) > at if order == "asc" else _moment(entry) < at for entry in ordered)
+            place = next((number for number, is_beyond in enumerate(beyond) if is_beyond), len(ordered))
+        ordered = ordered[place:]
     return ordered[:limit], len(ordered) > limit
+
+
+def _moment(entry: dict[str, Any]) -> float:
+    """When an entry was made, to the microsecond where its id tells it, which older ones do not."""
+    told = born(entry["id"])
+    return told if 0 <= told - entry["created_at"] < 2 else entry["created_at"]
 
 
 def _plain_name(name: str, media: str) -> str:

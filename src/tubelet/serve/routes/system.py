@@ -147,19 +147,22 @@ def _mark(room: Service, data: bytes) -> ProvenanceResult:
 
     try:
         found = mark.detect_luma(intake.mean_luma(data), room.signer.mark_key)
-    except intake.Refused:
-        found = None
+    except intake.Refused as refused:
+        why = f"It could not be looked for. {refused.message}"
+        return ProvenanceResult(type="watermark", outcome="not_detected", validation_state="not_present", reason=why)
     if found is None:
         return ProvenanceResult(type="watermark", outcome="not_detected", validation_state="not_present")
     return ProvenanceResult(type="watermark", outcome="detected", validation_state="valid", model="tubelet")
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", response_model=Health)
 async def healthz() -> Health:
     """The process answers."""
     return Health(status="ok")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
 async def readyz(room: Room) -> Response:
     """The server can take a job and make a film: its database can be written, its disk has room, each of its systems is loaded

@@ -25,7 +25,7 @@ from tubelet.serve.records import Asset, Job
 from tubelet.serve.schemas import MoveJob, VideoCreate, VideoEdit, VideoExtend, VideoRemix
 from tubelet.serve.service import Body, Maker, Reader, Room, Service
 from tubelet.serve.submit import Prepared, blank, read_as, refuse_too_long, source_of, submit, system_of, words_of
-from tubelet.serve.view import eta_ms, poll_after_ms, video_of
+from tubelet.serve.view import poll_after_ms, video_of
 
 router = operations("videos")
 SORA_SIZE, SORA_SECONDS = (1280, 720), 4.0
@@ -47,7 +47,8 @@ Variant = Literal["video", "thumbnail", "spritesheet", "preview", "gif", "webp"]
 
 async def shown(room: Service, job: Job, response: Response | None = None) -> Video:
     """A job as the wire shows it, with the time left, and the header that says when to ask again."""
-    eta = eta_ms(job, room.paces.get(str(job.request.get("system"))), room.hands)
+    left = await room.left(job)
+    eta = None if left is None else int(1000 * left)
     if response is not None and job.state in ("queued", "in_progress"):
         response.headers["openai-poll-after-ms"] = str(poll_after_ms(eta))
     return video_of(job, eta)
@@ -86,12 +87,16 @@ async def _from_words(room: Service, caller: Caller, asked: VideoCreate, model: 
     if asked.loop and (given or asked.shots):
         raise invalid("A loop has no beginning and no end; leave out the pictures and shots, or the loop.", "loop")
     taken = {
-        role: await take_picture(room, caller, reference, name)
+        role: await take_picture(room, caller, reference, name, "any" if role == "reference" else "image")
         for role, (name, reference) in pictures.items()
         if reference is not None
     }
+    first = taken.get("reference")
+    begun = first if first is not None and first.media.startswith("video/") else None
+    if begun is not None and asked.shots:
+        raise invalid("A storyboard makes a film from its shots; leave out the clip, or the shots.", "input_reference")
     request: dict[str, Any] = blank("create", model, system) | words_of(asked) | {"loop": asked.loop}
-    request |= _extent(asked, model in room.config.named, system)
+    request |= _extent(asked, model in room.config.named, system, begun)
     request["inputs"] = [file.entry(role) for role, file in taken.items()]
     if asked.shots:
         request["shots"] = [{"prompt": shot.prompt, "seconds": shot.seconds, "cut": shot.cut} for shot in asked.shots]
@@ -103,9 +108,9 @@ async def _from_words(room: Service, caller: Caller, asked: VideoCreate, model: 
     return Prepared(request, kept=_kept(*taken.values()))
 
 
-def _extent(asked: VideoCreate, alias: bool, system: SystemFacts) -> dict[str, Any]:
-    """Size and length: as asked for, else Sora's for an alias, else the system's."""
-    height, width = asked.size or (SORA_SIZE if alias else system.size)
+def _extent(asked: VideoCreate, alias: bool, system: SystemFacts, begun: Taken | None) -> dict[str, Any]:
+    """Size and length: as asked for, else Sora's for an alias, else the system's; those of a clip that it begins with count."""
+    height, width = asked.size or (begun.size if begun is not None else SORA_SIZE if alias else system.size)
     frames, seconds = asked.frames, asked.seconds
     if asked.shots:
         whole = sum(shot.seconds for shot in asked.shots)
@@ -115,9 +120,14 @@ def _extent(asked: VideoCreate, alias: bool, system: SystemFacts) -> dict[str, A
             raise invalid(f"The shots last {whole:g} seconds in all; leave out 'seconds', or ask for these.", "seconds")
         seconds = whole
     elif frames is None and seconds is None:
-        frames, seconds = (None, SORA_SECONDS) if alias else (system.frames, None)
+        if begun is not None:
+            seconds = begun.seconds + (SORA_SECONDS if alias else system.seconds)
+        else:
+            frames, seconds = (None, SORA_SECONDS) if alias else (system.frames, None)
     if frames is not None:
         seconds = frames / system.fps
+    if begun is not None and seconds is not None and seconds < begun.seconds + 1 / system.fps:
+        raise invalid(f"The clip that it begins with already lasts {begun.seconds:g} seconds; ask for more.", "seconds")
     refuse_too_long(seconds or 0.0, "shots" if asked.shots else "seconds")
     return {"size": [height, width], "seconds": seconds, "frames": frames}
 
