@@ -71,6 +71,8 @@ export interface Check {
   issuer?: string | null;
   model?: string | null;
   generated_at?: string | null;
+  /** Why nothing could be looked for. */
+  reason?: string | null;
 }
 
 export interface Limits {

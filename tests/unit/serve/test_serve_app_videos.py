@@ -616,6 +616,13 @@ def test_files(rig: Rig) -> None:
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "unsupported_media")
 
 
+def test_a_mark_that_could_not_be_looked_for_is_not_told_to_be_absent(rig: Rig) -> None:
+    torn = b"\x00\x00\x00\x18ftypmp42" + bytes(64)
+    _, mark = rig.client.post("/v1/content_provenance_checks", files={"file": ("a.mp4", torn)}).json()["results"]
+    assert (mark["type"], mark["outcome"]) == ("watermark", "not_detected")
+    assert mark["reason"] == "It could not be looked for. The file is damaged or cannot be read; export it again."
+
+
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_who_deletes_the_files_of_a_page_goes_on_where_it_was(rig: Rig, order: str) -> None:
     made = [rig.client.post("/v1/files", files={"file": (f"{n}.jpg", b"picture")}).json()["id"] for n in range(7)]
