@@ -7,6 +7,7 @@ seconds of 64 x 64 are all denoising, eight of 1280 x 720 are mostly writing.
 from __future__ import annotations
 
 import heapq
+import math
 import statistics
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ MAKING = ("denoise", "words", "decode")
 """Stages that go by frames and steps."""
 WRITING = ("encode", "mark", "look", "sign", "store")
 """Stages of a worker that go by pixels."""
+LONGEST_TURN = 2.0
+"""Seconds that a worker needs at most to find its next film; where it took longer, there was none who looked."""
 WRITTEN = 92
 """The progress at which a worker has made the last frame and begins to write."""
 OVERLAP = 1.4
@@ -64,6 +67,8 @@ class Pace:
         default_factory=lambda: deque(maxlen=REMEMBERED)
     )
     """The newest last: seconds of its own, (units, seconds) of making and of writing."""
+    _ended: float = -math.inf
+    """When the last one ended: until the next one began a worker had yet to find it."""
 
     def learn(self, job: Job, work: Work) -> None:
         """Take in a finished film. One that a second worker went on with says nothing: part of it was there."""
@@ -73,7 +78,9 @@ class Pace:
         timings = {name: float(seconds) for name, seconds in job.result.get("timings", {}).items()}
         writing = min(spent, sum(timings.get(stage, 0.0) for stage in WRITING))
         making = min(spent - writing, sum(timings.get(stage, 0.0) for stage in MAKING))
-        self._seen.append((spent - writing - making, (work.making, making), (work.writing, writing)))
+        idle = min(max(0.0, job.started_at - max(job.created_at, self._ended)), LONGEST_TURN)
+        self._ended = job.completed_at
+        self._seen.append((idle + spent - writing - making, (work.making, making), (work.writing, writing)))
 
     def takes(self, work: Work) -> tuple[float, float] | None:
         """Seconds until the last frame is made, and those of writing after it; None when no film is known."""

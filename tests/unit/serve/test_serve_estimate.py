@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tubelet.serve.config import SystemFacts
 from tubelet.serve.estimate import LINE, Pace, Timetable, work_of
 from tubelet.serve.records import Job
@@ -21,7 +22,8 @@ def job(state: Any = "queued", progress: int = 0, begun: float = 0.0, took: floa
     timings = request.pop("timings", {})
     asked = {"system": "s", "task": "create", "seconds": 2.125, "size": [64, 64], "steps": None, **request}
     return Job(
-        id=f"video_{next(_numbers)}", owner="local", state=state, progress=progress, request=asked, created_at=NOW,
+        id=f"video_{next(_numbers)}", owner="local", state=state, progress=progress, request=asked,
+        created_at=NOW - begun - asked.pop("waited", 0.0),
         started_at=NOW - begun, completed_at=NOW - begun + took, expires_at=None, attempt=asked.pop("attempt", 1), error=None,
         outputs=(), result={"timings": timings}, parent=None, cancelled=False, position=asked.pop("position", None),
         request_id=None, traceparent=None,
@@ -95,6 +97,13 @@ def test_behind_a_long_line_the_mean_of_the_line_counts() -> None:
     line = [job() for _ in range(LINE)]
     last = job(position=10 * LINE)
     assert table(line).left(last, NOW) == pytest.approx(2.0 * 10 * LINE)
+
+
+def test_the_time_until_a_worker_finds_a_film_counts() -> None:
+    film = job()
+    assert sum(pace(done(waited=0.3)).takes(work_of(film, SYSTEM)) or ()) == pytest.approx(2.3)
+    alone = sum(pace(done(waited=900.0)).takes(work_of(film, SYSTEM)) or ())
+    assert alone == pytest.approx(4.0), "there was no worker"
 
 
 def test_a_paused_queue_and_an_unknown_system_tell_nothing() -> None:
