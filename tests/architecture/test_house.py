@@ -47,6 +47,7 @@ def test_imports_point_down(copy: Path) -> None:
     [
         ("core/types.py", "import tubelet.nn.attention"),
         ("models/spacetime.py", "import tubelet.codecs.base"),
+        ("models/dit.py", "import tubelet.models.vit"),
         ("diffusion/paths.py", "import transformers"),
         ("evaluate/laws.py", "import tubelet.train.loop"),
     ],

@@ -17,6 +17,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+sys.path.append(str(Path(__file__).parents[1] / "unit" / "serve"))
+
+from unpickling import assert_quiet, watched
+
 from tubelet.core.errors import UserError
 from tubelet.data.schema import Record
 from tubelet.data.shards import ShardDataset, ShardWriter
@@ -376,3 +380,19 @@ def test_a_finished_run_can_be_made_longer(folders: dict[str, Path], tmp_path: P
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), longer.ema.parameters(), strict=True))
     with pytest.raises(UserError, match="no whole checkpoint"):
         load_average(tmp_path / "nowhere", model)
+
+
+def test_a_run_that_goes_on_unpickles_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
+    """It writes checkpoints, loads the newest one with its random states, and reads data of every kind."""
+    code = """
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from test_train_resume import STEPS, Network, call, load_average, make_source
+folders = {"equal": Path(sys.argv[2]), "mixed": Path(sys.argv[3])}
+for kind in ("memory", "stream", "buckets"):
+    folder = Path(sys.argv[4]) / kind
+    assert not call(folder, make_source(kind, folders), stop_at=9).finished
+    assert call(folder, make_source(kind, folders)).finished
+    assert load_average(folder, Network()) == STEPS
+"""
+    assert_quiet(watched(code, Path(__file__).parent, folders["equal"], folders["mixed"], tmp_path))

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import httpx
 import numpy as np
 import pytest
 import uvicorn
@@ -173,6 +174,10 @@ class Stage:
         with self.listen() as listener:
             handle = listener.fileno()
             self.process = subprocess.Popen([sys.executable, __file__, str(self.config.data), str(handle)], pass_fds=[handle])
+
+    def answers(self) -> None:
+        """Wait until the server does."""
+        httpx.get(f"{self.url}healthz", timeout=PATIENCE / 1000).raise_for_status()
 
     def kill(self) -> None:
         if self.process is not None:

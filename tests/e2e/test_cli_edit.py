@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_loops_are_made_again_from_their_files(tubelet, tiny: Path, tmp_path: Pa
     ("more", "said"),
     [
         (("--strength", "0"), "strength"),
-        (("--strength", "1.5"), "strength"),
+        (("--strength", "5"), "tubelet: strength must be above 0 and at most 1, got 5.0"),
         (("--fit", "squeeze"), "no fit 'squeeze'"),
         (("--frames", "40"), "holds only"),
         (("--frames", "0"), "frames"),
@@ -90,5 +91,8 @@ def test_wrong_wishes_are_one_sentence(
 def test_what_is_no_film_is_refused(refused, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "words.mp4").write_text("not a film")
     refused("edit", tmp_path / "words.mp4", WORDS, "--system", tiny, "--out", tmp_path / "a.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for words in (("edit", tmp_path / "pipe.mp4", WORDS, "--system", tiny), ("generate", "--like", tmp_path / "pipe.mp4")):
+        assert "pipe.mp4 is no regular file" in refused(*words, "--out", tmp_path / "a.mp4")
     refused("edit", tmp_path / "missing.mp4", WORDS, "--system", tiny, "--out", tmp_path / "a.mp4")
     assert "words are needed" in refused("edit", tmp_path / "words.mp4", " ", "--system", tiny, "--out", tmp_path / "a.mp4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 
 from tubelet.generate import folder as room
-from tubelet.generate.clip import read_settings
+from tubelet.generate.clip import metadata_of, read_settings
 from tubelet.generate.system import System, load
 from tubelet.media.decode import decode_uint8
+from tubelet.media.encode import save
 
 WORDS = "a red ball bounces"
 
@@ -164,6 +166,7 @@ def test_like_refuses_what_it_cannot_honour(refused, tiny: Path, ball: Path, tmp
         ((WORDS, "--out", "/proc/nowhere/ball.mp4"), "cannot write"),
         ((WORDS, "--out", "/dev/null/ball.mp4"), "cannot write"),
         ((WORDS, "--out", "x" * 300 + ".mp4"), "cannot write"),
+        ((WORDS, "--out", ".mp4"), ".mp4 has no name before its ending; call it film.mp4"),
         ((WORDS, "--sheet", "sheet.jpg"), "must end in .png"),
         ((WORDS, "--out", "a.png", "--sheet", "a.png"), "another name"),
     ],
@@ -192,11 +195,40 @@ def test_damaged_weights_are_named(refused, tiny: Path, tmp_path: Path, part: st
     assert not out.exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 9}'])
-def test_a_broken_system_file_is_one_sentence(refused, tiny: Path, tmp_path: Path, text: str) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_weights_that_may_not_be_read_are_named(refused, tiny: Path, tmp_path: Path) -> None:
+    file = shutil.copytree(tiny, tmp_path / "copy") / "denoiser.safetensors"
+    file.chmod(0)
+    assert f"cannot read {file}" in refused("generate", WORDS, "--system", file.parent, "--out", tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 9}', '{"zzz": 1}'])
+def test_a_broken_system_file_is_named_in_one_sentence(refused, tiny: Path, tmp_path: Path, text: str) -> None:
     folder = shutil.copytree(tiny, tmp_path / "copy")
     (folder / "system.json").write_text(text)
-    refused("generate", WORDS, "--system", folder, "--out", tmp_path / "a.mp4")
+    said = refused("generate", WORDS, "--system", folder, "--out", tmp_path / "a.mp4")
+    assert str(folder / "system.json") in said
+    assert "restore" in said
+
+
+def test_a_network_that_no_machine_holds_is_one_sentence(refused, tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    values = json.loads((folder / "system.json").read_text())
+    values["denoiser"]["config"]["width"] = 10**9
+    (folder / "system.json").write_text(json.dumps(values))
+    said = refused("generate", WORDS, "--system", folder, "--out", tmp_path / "a.mp4")
+    assert f"the denoiser of {folder} cannot be built" in said
+
+
+def test_a_record_that_is_not_whole_is_named(refused, tiny: Path, tmp_path: Path) -> None:
+    path, frames = tmp_path / "a.gif", np.zeros((2, 32, 32, 3), np.uint8)
+    whole = {"prompt": WORDS, "system": str(tiny), "dtype": "float32"}
+    for settings, says in ((whole, "it needs the setting"), ({**whole, "dtype": "int3"}, "no dtype"), ({}, "not a shipped")):
+        save(frames, path, 8.0, metadata_of(settings))
+        said = refused("generate", "--like", path, "--out", tmp_path / "b.mp4", *(("--system", tiny) if settings else ()))
+        assert str(path) in said
+        assert says in said
+        assert "_Recorded" not in said
 
 
 def test_interrupted_is_130(tubelet, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

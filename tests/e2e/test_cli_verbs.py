@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import zlib
 from pathlib import Path
 
@@ -15,9 +16,15 @@ from PIL import Image
 from tubelet import __version__
 from tubelet.catalogue import MODELS
 from tubelet.cli import VERBS
+from tubelet.core.errors import UserError
 from tubelet.core.files import held
+from tubelet.generate import system
+from tubelet.media import sheet
 from tubelet.recipes import RECIPES
+from tubelet.serve import supervisor
 from tubelet.worlds import WORLDS
+
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def process(*words: str, **more) -> subprocess.CompletedProcess[str]:
@@ -25,14 +32,14 @@ def process(*words: str, **more) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_world_is_shown(tubelet, tmp_path: Path) -> None:
-    sheet = tmp_path / "out.png"
-    said = tubelet("worlds", "phys2d", "--n", 3, "--frames", 4, "--sheet", sheet, "--json")
+    out = tmp_path / "out.png"
+    said = tubelet("worlds", "phys2d", "--n", 3, "--frames", 4, "--sheet", out, "--json")
     assert said.code == 0, said.err
     clips = json.loads(said.out)
     assert [clip["tags"]["seed"] for clip in clips] == [0, 1, 2]
     truth = [WORLDS["phys2d"].sample(seed, frames=4) for seed in range(3)]
     assert [clip["short"] for clip in clips] == [episode.short for episode in truth]
-    with Image.open(sheet) as image:
+    with Image.open(out) as image:
         assert image.width > 4 * 128
     said = tubelet("worlds", "persist2d", "--n", 2, "--kind", "eat", "--split", "held_out", "--frames", 2)
     wanted = [WORLDS["persist2d"].sample(seed, frames=2, kind="eat", split="held_out").short for seed in range(2)]
@@ -54,6 +61,8 @@ def test_a_world_is_shown(tubelet, tmp_path: Path) -> None:
         (("--seed", "-1"), "seed"),
         (("--sheet", "out.jpg"), "must end in .png"),
         (("--sheet", "/proc/no/out.png"), "cannot write"),
+        (("--sheet", ".png"), ".png has no name before its ending; call it film.png"),
+        (("--n", "100000", "--size", "256x256", "--sheet", "out.png"), "too many for one sheet"),
     ],
 )
 def test_a_wrong_world_is_one_sentence(refused, words: tuple[str, ...], says: str) -> None:
@@ -74,8 +83,8 @@ def test_the_catalogue_and_one_model(tubelet, refused) -> None:
 
 
 def test_evaluate_prints_one_flat_object(tubelet, refused, tiny: Path, tmp_path: Path) -> None:
-    sheet = tmp_path / "films.png"
-    said = tubelet("evaluate", tiny, "--n", 1, "--samples", 1, "--json", "--sheet", sheet)
+    out = tmp_path / "films.png"
+    said = tubelet("evaluate", tiny, "--n", 1, "--samples", 1, "--json", "--sheet", out)
     assert said.code == 0, said.err
     figures = json.loads(said.out)
     assert all(value is None or isinstance(value, (int, float)) for value in figures.values())
@@ -84,12 +93,44 @@ def test_evaluate_prints_one_flat_object(tubelet, refused, tiny: Path, tmp_path:
     for name in ("floor", "ceiling", "chance", "n"):
         assert f"caption/colour/in/{name}" in figures
         assert f"law/gravity/in/{name}" in figures
-    assert sheet.exists()
+    assert out.exists()
     assert "there is no system" in refused("evaluate", "nope")
     assert "--n and --samples" in refused("evaluate", tiny, "--n", 0)
     assert "add --tasks" in refused("evaluate", tiny, "--only", "loop")
     assert "there is no task 'nope'" in refused("evaluate", tiny, "--tasks", "--only", "nope", "--n", 1)
     assert "must end in .png" in refused("evaluate", tiny, "--sheet", "a.mp4")
+
+
+def test_figures_come_before_a_sheet_that_fails(tubelet, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise UserError("the disk is full; make room")
+
+    monkeypatch.setattr(sheet, "save_sheet", full)
+    how = ("--json", "--sheet", tmp_path / "films.png")
+    for words, figure in (
+        (("--tasks", "--only", "loop", "--n", 1), "task/loop/n"),
+        (("--human", "--samples", 1), "human/all/n"),
+    ):
+        said = tubelet("evaluate", tiny, *words, *how)
+        assert (said.code, said.err) == (2, "tubelet: the disk is full; make room\n")
+        assert json.loads(said.out)[figure] > 0
+    said = tubelet("worlds", "--n", 2, "--frames", 1, *how)
+    assert said.code == 2
+    assert len(json.loads(said.out)) == 2
+
+
+@pytest.mark.parametrize("place", ["/proc/a.png", f"{'a' * 245}.png"])
+def test_a_sheet_that_cannot_be_written_is_refused_before_any_work(
+    refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("the work began")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(system, "load", forbidden)
+    assert f"cannot write {place}" in refused("evaluate", "--sheet", place)
+    assert f"cannot write {place}" in refused("generate", "a red ball", "--out", "a.mp4", "--sheet", place)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -179,6 +220,32 @@ def test_a_system_with_a_list_for_its_files_is_one_sentence(refused, tiny: Path,
     assert "SystemConfig.files must be an object, got []" in refused("generate", "a red ball falls", "--system", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--device", "nope"), "unknown device 'nope'"),
+        (("--device", "cpu,nope"), "unknown device 'nope'"),
+        (("--certificate", "none.pem"), "give both or neither"),
+        (("--certificate", "none.pem", "--certificate-key", "key.pem"), "cannot read none.pem"),
+        (("--port", "x"), "--port must be a whole number, got 'x'"),
+    ],
+)
+def test_a_server_that_no_worker_could_work_for_is_not_begun(
+    refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("it answers")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(supervisor, "serve", forbidden)
+    assert says in refused("serve", "--data", tmp_path, *(() if "--port" in words else ("--port", "0")), *words)
+
+
+def test_numbers_that_are_none_are_told_so(refused) -> None:
+    assert "--fps must be a number, got 'x'" in refused("worlds", "--fps", "x")
+    assert "--n must be a whole number, got '1.5'" in refused("worlds", "--n", "1.5")
+
+
 def test_unknown_verbs_and_options_are_one_sentence(refused, tubelet) -> None:
     assert f"{{{', '.join(VERBS)}}}; see tubelet --help" in refused()
     assert "foo; see tubelet --help" in refused("foo")
@@ -228,3 +295,44 @@ def test_a_closed_pipe_is_no_error() -> None:
         child.stdout.close()
         errors = child.stderr.read()
         assert (child.wait(), errors) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+@pytest.mark.parametrize(
+    "words", [("--version",), ("--help",), ("worlds", "--n", "300", "--frames", "1", "--size", "16x16", "--json")]
+)
+def test_a_full_disk_behind_stdout_is_one_sentence(words: tuple[str, ...]) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        result = subprocess.run([sys.executable, "-m", "tubelet", *words], stdout=full, stderr=-1, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "tubelet: cannot write to stdout: No space left on device; make room, or send it elsewhere\n"
+
+
+def test_closed_outputs_are_no_errors() -> None:
+    words = [sys.executable, "-m", "tubelet", "worlds", "--n", "2", "--frames", "1", "--size", "16x16"]
+    for closed in (">&-", ">&- 2>&-"):
+        result = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *words], capture_output=True, check=False)
+        assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_ctrl_c_while_it_starts_is_no_traceback() -> None:
+    code = """
+import os, signal, sys
+class Pressed:
+    def find_spec(self, name, *_):
+        if name == "tyro":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:  # as some modules do with what comes up inside them
+                raise ImportError(name)
+sys.meta_path.insert(0, Pressed())
+from tubelet.__main__ import main
+main()
+"""
+    words = [sys.executable, "-c", code, "--version"]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "tubelet: stopped\n")
+    ignored = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *words]
+    result = subprocess.run(ignored, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, ""), "what runs in the background goes on"
+    assert tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["scripts"] == {"tubelet": "tubelet.__main__:main"}

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -170,6 +174,55 @@ def test_lost_answers_make_one_film(url: str, rig: Rig, monkeypatch: pytest.Monk
     after = sum(rig.jobs.counts()[state] for state in ("queued", "in_progress", "completed", "failed"))
     assert after == before + 1
     assert rig.jobs.get(video.id, None) is not None
+
+
+@contextlib.contextmanager
+def dropping(url: str, answers: int) -> Iterator[tuple[str, list[httpx.Response]]]:
+    """An address before a server's, and what is lost there: when the server has answered, the client's connection is closed
+    without a byte of so many answers."""
+    lost: list[httpx.Response] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            answer = httpx.post(url.removesuffix("/v1") + self.path, content=body, headers=dict(self.headers), timeout=60)
+            if len(lost) < answers:
+                lost.append(answer)
+                self.close_connection = True
+                return
+            self.send_response(answer.status_code)
+            self.send_header("content-type", answer.headers["content-type"])
+            self.send_header("content-length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1", lost
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "of the film whose answers are lost"}], ids=["", "key"])
+def test_connections_that_break_before_the_answer_make_one_film(url: str, rig: Rig, key: dict[str, str]) -> None:
+    """The client's own retries, with a key and without: the film is stored, and nobody has heard so."""
+    before = sum(rig.jobs.counts()[state] for state in ("queued", "in_progress", "completed", "failed"))
+    with dropping(url, 2) as (address, lost), openai.OpenAI(api_key=KEY, base_url=address) as client:
+        picture = ("a.png", png(), "image/png")
+        video = client.videos.create(prompt=f"lost twice {key}", input_reference=picture, extra_headers=key)
+    assert [answer.status_code for answer in lost] == [200, 200]
+    assert [answer.request.headers["x-stainless-retry-count"] for answer in lost] == ["0", "1"]
+    assert {answer.json()["id"] for answer in lost} == {video.id}
+    after = sum(rig.jobs.counts()[state] for state in ("queued", "in_progress", "completed", "failed"))
+    assert after == before + 1
 
 
 def test_the_async_client(url: str) -> None:

@@ -17,9 +17,11 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "serve"))
 
+import film_deaths
 import httpx
 import postgres_server
 from api_rig import config_of, listening
+from unpickling import assert_quiet, watched
 
 from tubelet.media.encode import save
 from tubelet.serve.app import create_app
@@ -47,7 +49,7 @@ class Place:
         self.folder, self.system, self.objects = folder, system, objects
         self.url = url or f"sqlite:///{folder / 'tubelet.db'}"
         self.jobs, self.store = Jobs.open(self.url), open_assets(folder, objects)
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.workers: list[subprocess.Popen[Any]] = []
 
     def machine(self, name: str) -> Path:
         """The data folder of a machine of its own: of this one's files it has none, or the films, as over a network."""
@@ -57,10 +59,13 @@ class Place:
             (data / "assets").symlink_to(self.store.folder)
         return data
 
+    def words(self, data: Path | None = None) -> list[str]:
+        """Of the command line of a worker."""
+        words = ["worker", "--system", self.system, "--data", data or self.folder, "--store", self.url, "--device", "cpu"]
+        return [str(word) for word in words + ([] if self.objects is None else ["--objects", self.objects])]
+
     def worker(self, data: Path | None = None) -> subprocess.Popen[bytes]:
-        words = ["--system", self.system, "--data", data or self.folder, "--store", self.url, "--device", "cpu", "--no-sign"]
-        words += [] if self.objects is None else ["--objects", self.objects]
-        command = [sys.executable, "-m", "tubelet", "worker", *map(str, words)]
+        command = [sys.executable, "-m", "tubelet", *self.words(data), "--no-sign"]
         log = (self.folder / "log").open("ab")
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.workers.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, env=environment))
@@ -184,6 +189,14 @@ def test_killed_workers_lose_no_job_and_change_no_bit(place: Place) -> None:
     assert not (place.folder / "journals" / film.id).exists()
 
 
+def test_a_film_is_the_same_after_a_kill_at_any_of_twenty_random_answers(tiny: Path, tmp_path: Path) -> None:
+    films = film_deaths.killed(tmp_path, tiny, 20, PATIENCE)
+    assert sum(len(film["kills"]) for film in films) == 20
+    assert {film["kind"] for film in films} == set(film_deaths.KINDS)
+    assert [film for film in films if not film["same"]] == []
+    assert [film for film in films if film["again"]] == [], "what was noted is not computed again"
+
+
 def test_a_running_job_is_cancelled_and_a_stopped_worker_gives_its_job_back(place: Place) -> None:
     unwanted, film = place.film(steps=1000), place.film()
     worker = place.worker()
@@ -279,6 +292,30 @@ def test_another_machine_goes_on_where_one_died(bucket_place: Place) -> None:
     )
     for data in (near, far, front):
         assert not (data / "assets").exists(), "no machine kept a film"
+
+
+def test_a_worker_unpickles_nothing(place: Place) -> None:
+    """It loads a system, reads a clip, makes, marks and signs a film and pictures of words, and ends when it is asked to."""
+    code = """
+from tubelet.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+    film = place.film(steps=4)
+    pictures = place.jobs.create(
+        {"task": "image", "prompt": "a ball", "system": "tiny", "seed": 1, "size": None, "inputs": [], "n": 2, "format": "png"},
+        kind="image",
+    )[0]
+    worker = watched(code, *place.words())
+    place.workers.append(worker)
+    until(lambda: worker.poll() is not None or {place.job(job).state for job in (film, pictures)} == {"completed"})
+    worker.terminate()
+    assert_quiet(worker)
+    assert len(place.job(film).outputs) == 3
+    assert len(place.job(pictures).outputs) == 2
+    assert place.jobs.totals()["signed"] == 5
 
 
 def test_a_worker_that_cannot_begin_says_why(place: Place, refused: Callable[..., str], tmp_path: Path) -> None:

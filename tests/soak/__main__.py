@@ -32,6 +32,7 @@ TRIALS: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "estimates": server.estimates,
     "paging": server.paging,
     "faults": faults.faults,
+    "renders": faults.renders,
     "hooks": faults.hooks,
     "pages": strangers.pages,
     "canaries": strangers.canaries,

@@ -1,4 +1,4 @@
-"""A server whose workers run out of memory, hang, die or lose their device, and one that is killed while it tells others."""
+"""Workers that run out of memory, hang, are killed or lose their device, and a server that is killed while it tells others."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import film_deaths
 import openai
 from test_serve_whole import Server, until
 from tests.soak import faulty
 from tests.soak.figures import Figure, Settings, exactly, percentile
 from tests.soak.server import served
+from tiny_system import save_tiny
 
 WAYS = {
     "memory,1": (1, "completed"),
@@ -121,6 +123,20 @@ def hooks(settings: Settings) -> Iterator[Figure]:
                     ends[id] = until(lambda id=id, server=server: _ended(server, id))
                 until(lambda server=server: len(_told(receiver)) == settings.hooked and _delivered(server))
     yield from _said(receiver, ids, ends, settings)
+
+
+def renders(settings: Settings) -> Iterator[Figure]:
+    """Films whose makers are killed at random answers of the denoiser, and which others go on with (R4)."""
+    system, place = save_tiny(settings.folder / "tiny"), settings.folder / "renders"
+    place.mkdir()
+    films = film_deaths.killed(place, system, settings.cuts, 60 + 10 * settings.cuts)
+    kinds, cuts = dict(Counter(film["kind"] for film in films)), sum(len(film["kills"]) for film in films)
+    yield exactly(
+        "kills", cuts, settings.cuts, f"at random answers of the denoiser, of the makers of {len(films)} films: {kinds}"
+    )
+    other = [film for film in films if not film["same"]]
+    yield exactly("other", len(other), 0, f"films with other bytes than without a kill{f': {other[:3]}' if other else ''}")
+    yield exactly("again", sum(film["again"] for film in films), 0, "answers computed again that had been noted")
 
 
 def _ended(server: Server, id: str) -> float:

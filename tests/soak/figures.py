@@ -50,6 +50,8 @@ class Settings:
     """Films whose told end is compared with their end."""
     faults: int = 3
     """Films of each kind that break what makes them."""
+    cuts: int = 200
+    """Answers of the denoiser at which the maker of a film is killed."""
     paged: int = 500
     """Films that come, and as many that go, while a list is read."""
     hooked: int = 20

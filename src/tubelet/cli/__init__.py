@@ -7,10 +7,10 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
@@ -21,6 +21,9 @@ from tubelet.cli.films import Connect, Edit, Extend, Generate, Inpaint, Outpaint
 from tubelet.cli.serve import Keys, Provenance, Serve, Work
 from tubelet.cli.terminal import DEFAULT_SYSTEM, PICTURES, check_output, expander, parse_size, print_json
 from tubelet.core.errors import UserError
+
+GREATEST_SHEET = 2**27
+"""Pixels of all clips of a contact sheet of worlds: 384 MiB."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,14 @@ class Evaluate:
         self._refuse_unused()
         from tubelet.evaluate.report import evaluate_human, evaluate_system, table
         from tubelet.generate.system import load
+        from tubelet.media.sheet import contact_sheet, save_sheet
+
+        films: list[Any] = []
+        texts: list[str] = []
+
+        def show(film: Any, text: str) -> None:
+            films.append(film)
+            texts.append(text)
 
         system: Any = load(self.system)
         native: dict[str, Any] = {"size": system.config.size, "frames": system.config.frames}
@@ -89,20 +100,21 @@ class Evaluate:
             from tubelet.evaluate.tasks import TASKS, evaluate_sizes, evaluate_tasks
 
             chosen = self.only or tuple(TASKS)
-            figures = evaluate_sizes(system, n) if self.sizes else evaluate_tasks(system, n, names=chosen, sheet=self.sheet)
+            figures = evaluate_sizes(system, n) if self.sizes else evaluate_tasks(system, n, names=chosen, show=show)
         elif self.splits:
             from tubelet.evaluate.splits import evaluate_splits
 
             figures = evaluate_splits(system, n)
         elif self.human:
-            figures = evaluate_human(system, samples=samples, sheet=self.sheet, **native)
+            figures = evaluate_human(system, samples=samples, show=show, **native)
         else:
-            fps = system.config.fps
-            figures = evaluate_system(system, n=n, samples=samples, sheet=self.sheet, fps=fps, **native)
+            figures = evaluate_system(system, n=n, samples=samples, show=show, fps=system.config.fps, **native)
         if self.json:
             print_json(figures)
         else:
             print(table(figures))
+        if self.sheet is not None:  # last: the figures are what took the time
+            save_sheet(contact_sheet(films, texts), self.sheet)
 
     def _refuse_unused(self) -> None:
         """An option that the evaluation has no use for is no option."""
@@ -154,21 +166,29 @@ class Worlds:
         if self.sheet is not None:
             check_output(self.sheet, PICTURES)
         height, width = parse_size(self.size) or (64, 64)
-        episodes = [
-            WORLDS[self.world].sample(self.seed + i, height, width, self.frames, self.fps, kind=self.kind, split=self.split)
-            for i in range(self.n)
-        ]
+        if self.sheet is not None and self.n * self.frames * height * width > GREATEST_SHEET:
+            raise UserError(
+                f"{self.n} clips of {self.frames} frames of {height}x{width} are too many for one sheet; "
+                "ask for fewer or smaller ones, or leave --sheet out"
+            )
+        said: list[dict[str, Any]] = []
+        videos: list[Any] = []
+        texts: list[str] = []
+        for seed in range(self.seed, self.seed + self.n):
+            e = WORLDS[self.world].sample(seed, height, width, self.frames, self.fps, kind=self.kind, split=self.split)
+            if self.json:
+                said.append({"short": e.short, "dense": e.dense, "human": e.human, "events": e.events, "tags": e.tags})
+            else:
+                print(e.short)
+            if self.sheet is not None:
+                videos.append(e.video)
+                texts.append(e.short)
+        if self.json:
+            print_json(said)
         if self.sheet is not None:
             from tubelet.media.sheet import contact_sheet, save_sheet
 
-            save_sheet(contact_sheet([e.video for e in episodes], [e.short for e in episodes]), self.sheet)
-        if self.json:
-            print_json(
-                [{"short": e.short, "dense": e.dense, "human": e.human, "events": e.events, "tags": e.tags} for e in episodes]
-            )
-        else:
-            for episode in episodes:
-                print(episode.short)
+            save_sheet(contact_sheet(videos, texts), self.sheet)
 
 
 @dataclass(frozen=True)
@@ -227,12 +247,12 @@ VERBS: dict[str, type] = {
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line. Exit code 0, 2 for a wrong input (one sentence on stderr), 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this: nobody listens
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the end
     try:
-        if arguments == ["--version"]:
-            print(f"tubelet {__version__}")
-        else:
-            _parse(arguments)()
-        sys.stdout.flush()
+        with contextlib.redirect_stdout(_Stdout(sys.stdout)):
+            _run(arguments)
     except UserError as error:
         print(f"tubelet: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -243,6 +263,45 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
+
+
+def _run(arguments: list[str]) -> None:
+    try:
+        if arguments == ["--version"]:
+            print(f"tubelet {__version__}")
+        else:
+            _parse(arguments)()
+    finally:
+        sys.stdout.flush()
+
+
+class _Stdout:
+    """stdout that tells its own failures, such as a full disk, from those of a program."""
+
+    def __init__(self, inner: TextIO) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write(self, text: str) -> int:
+        with self._told():
+            return self._inner.write(text)
+
+    def flush(self) -> None:
+        with self._told():
+            self._inner.flush()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            # What is left in the buffer is written when Python ends: that must not fail a second time.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._inner.fileno())
+            raise UserError(f"cannot write to stdout: {error.strerror or error}; make room, or send it elsewhere") from error
 
 
 def _parse(arguments: list[str]) -> Any:
@@ -283,6 +342,8 @@ def _complaint(box: str) -> str:
             parts[-1].append(line.strip(" │"))
     parts = parts[1:] or parts
     text = " ".join(" ".join(parts[0]).split()).rstrip(".")
+    if found := re.match(r"Error parsing (\S+): (invalid literal for int|could not convert).*?: (.*)", text):
+        return f"{found[1]} must be a {'whole number' if 'int' in found[2] else 'number'}, got {found[3]}"
     if found := re.match(r"Error parsing (\S+):.* from \[(.*?)\]", text):
         return f"{found[1]} cannot be {found[2]}"
     if found := re.match(r"Missing from tubelet.*?: (\S+)", text):

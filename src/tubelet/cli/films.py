@@ -116,6 +116,7 @@ class Making:
         """
         from tubelet.media.decode import probe
 
+        self.check_made(system, made)
         infos = [probe(path) for path in sources]
         longest = max(range(len(infos)), key=lambda number: infos[number].seconds)
         self.check_room(system, sources[longest], made + sum(_frames(about, system) for about in infos), remedy)
@@ -130,6 +131,14 @@ class Making:
             raise UserError(
                 f"{source} is too long: a film of {frames} frames of {size[0]}x{size[1]} would be made of it; {remedy}"
             )
+
+    def check_made(self, system: System, frames: int) -> None:
+        """Raises UserError when the frames that are made are too many for one film, however few are read."""
+        from tubelet.generate.engine import GREATEST_PIXELS
+
+        size = self.pixels(system)
+        if frames * size[0] * size[1] > GREATEST_PIXELS:
+            raise UserError(f"{frames} frames of {size[0]}x{size[1]} are too many for one film; lower --frames or --size")
 
     def tell_unused(self, system: System, source: Path, frames: int) -> None:
         """One line where a film is longer than what was used of it and nobody asked how much that should be."""
@@ -302,10 +311,14 @@ class Generate(Making):
         from tubelet.generate.system import load, regenerate
 
         settings = read_settings(path)
-        system = load(_maker(settings, path, self.system), dtype=str(settings.get("dtype")))
-        timings = {"start": time.perf_counter() - started}
-        with progress("denoising") as advance:
-            clip = regenerate(settings, system, progress=advance)
+        name = _maker(settings, path, self.system)
+        try:
+            system = load(name, dtype=str(settings["dtype"]) if "dtype" in settings else None)
+            timings = {"start": time.perf_counter() - started}
+            with progress("denoising") as advance:
+                clip = regenerate(settings, system, progress=advance)
+        except UserError as error:
+            raise UserError(f"{path} cannot be made again: {error}") from error
         deliver(clip, out, self.sheet, self.json, timings, started)
 
     def _refuse_beside_like(self) -> None:
@@ -398,6 +411,7 @@ class Extend(Making):
         if self.keep is None or about.still:
             (whole,) = self.held(system, [self.film], made, LAST_SECONDS)
             return self.read(system, self.film, whole)
+        self.check_made(system, made)
         seconds = about.seconds
         frames = max(1, round(min(self.keep, seconds) * system.config.fps))
         self.check_room(system, self.film, frames + made, LAST_SECONDS)

@@ -87,6 +87,8 @@ class Serve:
             certificate_key=self.certificate_key,
         )
         _check_writable(config.data)
+        devices = self.device.split(",")
+        self._check_workers(devices, config.data)
         write_to_stderr()
         url = _url(self.store, config.data)
         # On the workers' command lines everybody could read the store's password.
@@ -95,12 +97,23 @@ class Serve:
         def announce(address: str) -> None:
             print(f"{', '.join(config.systems)} at {address}, films in {config.objects or config.data}", flush=True)
 
-        devices = self.device.split(",")
         commands = [self._worker(facts.folder, device, config.data) for facts in systems.values() for device in devices]
         code = serve(config, url, commands, environment=environment, announce=announce)
         if code:
             print("tubelet: no worker could be started; what it said stands above", file=sys.stderr)
             sys.exit(code)
+
+    def _check_workers(self, devices: Sequence[str], data: Path) -> None:
+        """Refuse before any address is announced what every worker would end with."""
+        for device in devices:
+            if device not in ("auto", "cpu"):  # the others are torch's to find, without which the server does
+                from tubelet.runtime.device import choose_device
+
+                choose_device(device)
+        if self.certificate is not None or self.certificate_key is not None:
+            from tubelet.serve.provenance import Signer
+
+            Signer.open(data / "provenance", self.certificate, self.certificate_key)
 
     def _worker(self, system: Path, device: str, data: Path) -> Any:
         """The command line of a worker, by the name that it is to have."""

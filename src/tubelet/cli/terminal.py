@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,22 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
     """Refuse an output that could not be written before any work is done."""
+    if path.name.lower() in suffixes:
+        raise UserError(f"{path} has no name before its ending; call it film{path.name}, for example")
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{path} must end in {' or '.join(suffixes)}; rename it")
     try:
         folder = path.parent
         while not folder.exists():
             folder = folder.parent
-        good = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) and not path.is_dir()
-    except OSError:  # a name that is too long, for one
-        good = False
-    if not good:
-        raise UserError(f"cannot write {path}; choose a place that you may write to")
+        if path.is_dir():
+            raise IsADirectoryError
+        # Only trying tells: permissions say nothing to root, of a file system that cannot be written, of a name too long.
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=folder)
+    except OSError as error:
+        raise UserError(f"cannot write {path}; choose a place that you may write to") from error
+    os.close(handle)
+    os.unlink(name)
 
 
 def check_outputs(out: Path, sheet: Path | None) -> None:

@@ -32,6 +32,15 @@ class CodecLossConfig:
     noise: float = 0.2
     """Largest latent noise, relative to the batch's deviation per channel; each clip draws its level uniformly from 0 to it."""
 
+    def __post_init__(self) -> None:
+        terms = {name: getattr(self, name) for name in ("l1", "l2", "gradient", "temporal")}
+        if min(terms.values()) < 0.0 or sum(terms.values()) <= 0.0:
+            raise UserError(f"weights {', '.join(terms)} of a codec's loss must be at least 0 and not all 0; correct them")
+        if self.foreground <= 0.0 or self.noise < 0.0:
+            raise UserError(
+                f"foreground must be above 0 and noise at least 0, got {self.foreground} and {self.noise}; correct them"
+            )
+
 
 def foreground_mask(pixels: Tensor, threshold: float = 0.25, reach: int = 2) -> Tensor:
     """Where saturated colour is, grown by `reach` pixels: `(B, 3, T, H, W)` in [-1, 1] to bool `(B, 1, T, H, W)`.

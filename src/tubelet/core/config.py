@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -29,12 +30,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
-    """Build a dataclass from JSON values. Raises UserError on an unknown key, a missing one or a wrong type."""
+    """Build a dataclass from JSON values. Raises UserError on an unknown or missing key, a wrong type and a number like NaN."""
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
-        raise UserError(f"{cls.__name__} has no setting {unknown[0]!r}; it has {', '.join(fields)}")
+        raise UserError(f"{cls.__name__} has no setting {unknown[0]!r}; leave it out, or choose from {', '.join(fields)}")
     required = [
         n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.init
     ]
@@ -73,7 +74,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value not in args:
             raise UserError(f"{where} must be one of {', '.join(map(str, args))}, got {value!r}; choose one of them")
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        # Python's JSON knows NaN and Infinity, and whole numbers that no float can hold.
+        if not (isinstance(value, float) or abs(value) < 2**1023) or not math.isfinite(value):
+            raise UserError(f"{where} must be a finite number, got {value!r}; correct it")
         return float(value)
     if isinstance(hint, type) and hint in (int, float, str, bool) and type(value) is not hint:
         raise UserError(f"{where} must be {hint.__name__}, got {value!r}; correct it")

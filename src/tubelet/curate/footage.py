@@ -9,6 +9,7 @@ The same call goes on after an interruption, and leaves what an uninterrupted on
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -104,9 +105,12 @@ def footage(sources: Sequence[str | Path], folder: str | Path, look: Look | None
     """
     folder, look = Path(folder), look or Look()
     films = films_of(sources)
-    _claim(folder, {**asdict(look), "films": [name for _, name in films]})
     dropped, unread, seen = Counter[str](), dict[str, str](), Seen(look.alike)
-    with ShardWriter(folder) as writer, progress("reading films", "films") as advance:
+    with (
+        _claimed(folder, {**asdict(look), "films": [name for _, name in films]}),
+        ShardWriter(folder) as writer,
+        progress("reading films", "films") as advance,
+    ):
         for done, (path, name) in enumerate(films, start=1):
             captions = captions_beside(path)
             known = hashlib.sha256(name.encode()).hexdigest()[:16]
@@ -236,9 +240,23 @@ def _caption(text: str, kind: str) -> dict[str, str]:
     return {"text": " ".join(text.split()), "kind": kind, "source": "beside"}
 
 
+@contextlib.contextmanager
+def _claimed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Keep a folder for clips made with these settings; one in which none was kept in the end is nobody's again."""
+    made = not folder.exists()
+    _claim(folder, json.loads(json.dumps(settings)))
+    try:
+        yield
+    except BaseException:
+        if all(inside.name == CLAIM or inside.name.startswith(".") for inside in folder.iterdir()):
+            (folder / CLAIM).unlink()
+            if made and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / CLAIM
-    settings = json.loads(json.dumps(settings))
     if not path.exists():
         if folder.exists() and not (folder.is_dir() and all(inside.name.startswith(".") for inside in folder.iterdir())):
             raise UserError(f"{folder} holds something else already; choose a folder that is new or empty")

@@ -232,7 +232,11 @@ class ShardWriter:
 def read_index(folder: str | Path) -> tuple[list[Entry], dict[str, int]]:
     """A sealed data set's entries, and each shard's size in bytes. Raises UserError when the index is missing or changed."""
     folder = Path(folder)
-    if not (folder / SEAL).exists():
+    try:
+        sealed = (folder / SEAL).exists()
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror or error}; give a folder that you may read") from error
+    if not sealed:
         raise UserError(f"{folder} holds no finished data set ({SEAL} is missing); run its writer to the end")
     seal = read_json(folder / SEAL)
     try:

@@ -17,7 +17,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,7 +30,6 @@ from tubelet.evaluate.caption import FACETS, follow
 from tubelet.evaluate.fidelity import foreground_psnr, psnr
 from tubelet.evaluate.laws import LAWS, Verdict, judge, rate
 from tubelet.evaluate.reading import Reading, Scene
-from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.text.human_prompts import HUMAN_PROMPTS, HumanPrompt
 from tubelet.worlds import WORLDS
 from tubelet.worlds.constants import KINDS, TEST_SEEDS
@@ -45,6 +43,8 @@ CONTROLS = {law: VIOLATIONS[{"inertia_strict": "inertia", "energy": "momentum"}.
 SHEET_ROWS = 12
 
 Figures = dict[str, float]
+Show = Callable[[np.ndarray, str], object]
+"""Called with a film, uint8 `(T, H, W, 3)`, and what was asked for: what a contact sheet is made of."""
 
 
 class FilmLike(Protocol):
@@ -317,22 +317,22 @@ def evaluate_system(
     frames: int = 17,
     fps: float = 8.0,
     batch: int = 16,
-    sheet: str | Path | None = None,
+    show: Show | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Figures:
     """All figures of a system, mean of `samples` films for each of `n` prompts per figure; names as in this file's head.
 
     `seed` moves the block of test seeds; the films' own seeds are the samples' numbers. `style`: "short", "dense" or "human"
-    captions. Further settings (steps, guidance, solver, expander) go to `system.generate_batch`. `sheet` writes the first
-    films as a png. Raises UserError on n or samples below 1, an unknown split or style.
+    captions. Further settings (steps, guidance, solver, expander) go to `system.generate_batch`. `show` is called with the
+    first films. Raises UserError on n or samples below 1, an unknown split or style.
     """
     if n < 1 or samples < 1:
         raise UserError(f"n and samples must be at least 1, got {n} and {samples}; raise them")
     pools = _pools(n)
     judgements = n * (2 * len(pools) + sum(len(c) for c in CONTROLS.values()))
     out: Figures = {}
-    rows: list[tuple[np.ndarray, str]] = []
+    shown = 0
     with progress_bar("Evaluating", len(splits) * (judgements + n * samples * len(pools)), progress) as tick:
         for split in splits:
             tally = Tally()
@@ -346,8 +346,9 @@ def evaluate_system(
                     for (case, _), film in zip(part, films, strict=True):
                         clip = film.video.to_uint8()[0]
                         tally.add(Reading(clip, film.video.fps), case.wanted, laws, name == "caption")
-                        if name == "caption" and len(rows) < SHEET_ROWS:
-                            rows.append((clip, case.text))
+                        if show is not None and name == "caption" and shown < SHEET_ROWS:
+                            show(clip, case.text)
+                            shown += 1
                     tick(len(part))
             for key, value in tally.figures().items():
                 root, _, last = key.rpartition("/")
@@ -357,8 +358,6 @@ def evaluate_system(
         out |= truth_figures(
             n, splits, codec=system.codec, style=style, size=size, frames=frames, fps=fps, seed=seed, tick=tick
         )
-    if sheet is not None:
-        save_sheet(contact_sheet([clip for clip, _ in rows], [text for _, text in rows]), sheet)
     return dict(sorted(out.items()))
 
 
@@ -387,20 +386,19 @@ def evaluate_human(
     *,
     size: tuple[int, int] = (64, 64),
     frames: int = 17,
-    sheet: str | Path | None = None,
+    show: Show | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Figures:
     """The thirty human prompts: `human/FACET` over the prompts that name it, `human/all` (every named facet right), each
     with `/n`.
 
-    `sheet` writes every prompt's first film as a png. Settings go to `system.generate_batch`. Raises UserError on samples
+    `show` is called with every prompt's first film. Settings go to `system.generate_batch`. Raises UserError on samples
     below 1.
     """
     if samples < 1:
         raise UserError(f"samples must be at least 1, got {samples}; raise it")
     facets: dict[str, list[bool]] = defaultdict(list)
-    rows: list[np.ndarray] = []
     texts = [prompt.text for prompt in HUMAN_PROMPTS]
     with progress_bar("Human prompts", samples * len(texts), progress) as tick:
         for sample in range(samples):
@@ -415,11 +413,9 @@ def evaluate_human(
                     for facet, value in right.items():
                         facets[facet].append(value)
                     facets["all"].append(bool(right) and all(right.values()))
-                    if sample == 0:
-                        rows.append(clip)
+                    if show is not None and sample == 0:
+                        show(clip, prompt.text)
                 tick(len(part))
-    if sheet is not None:
-        save_sheet(contact_sheet(rows, texts), sheet)
     out: Figures = {}
     for facet in (*FACETS, "all"):
         if facet in facets:

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,10 +37,9 @@ from tubelet.evaluate.caption import follow
 from tubelet.evaluate.fidelity import psnr
 from tubelet.evaluate.laws import LAWS
 from tubelet.evaluate.reading import Reading
-from tubelet.evaluate.report import Figures, Tally, progress_bar, through_codec
+from tubelet.evaluate.report import Figures, Show, Tally, progress_bar, through_codec
 from tubelet.generate.system import Rolling, Shot, System
 from tubelet.media.resize import resize
-from tubelet.media.sheet import contact_sheet, save_sheet
 from tubelet.tasks.region import around, box
 from tubelet.worlds import WORLDS
 from tubelet.worlds.base import Episode, foreground
@@ -425,12 +423,12 @@ def evaluate_tasks(
     *,
     names: Sequence[str] = tuple(TASKS),
     seed: int = 0,
-    sheet: str | Path | None = None,
+    show: Show | None = None,
     progress: bool = True,
 ) -> Figures:
     """Figures of `n` test episodes for each of `names`, names as in this file's head; `long` is tried on a third of them.
 
-    `sheet` writes the first film of each task as a png. Raises UserError on n below 1 or an unknown task.
+    `show` is called with the first film of each task. Raises UserError on n below 1 or an unknown task.
     """
     if n < 1:
         raise UserError(f"n must be at least 1, got {n}; raise it")
@@ -438,7 +436,6 @@ def evaluate_tasks(
     if unknown:
         raise UserError(f"there is no task {unknown[0]!r}; choose among {', '.join(TASKS)}")
     values: dict[str, list[float]] = defaultdict(list)
-    rows: list[tuple[np.ndarray, str]] = []
     bench = Bench(system, seed)
     counts = {name: max(1, n // 3) if name == "long" else n for name in names}
     with progress_bar("Trying tasks", sum(counts.values()), progress) as tick, torch.inference_mode():
@@ -449,11 +446,9 @@ def evaluate_tasks(
 
             for number in range(counts[name]):
                 film = TASKS[name](bench, number, add)
-                if number == 0:
-                    rows.append((film, name.replace("_", " ")))
+                if show is not None and number == 0:
+                    show(film, name.replace("_", " "))
                 tick(1)
-    if sheet is not None:
-        save_sheet(contact_sheet([film for film, _ in rows], [text for _, text in rows]), sheet)
     out: Figures = {}
     for key, found in values.items():
         out[key] = float(np.min(found) if key.endswith("/kept") else np.mean(found))

@@ -129,7 +129,10 @@ def read_config(folder: str | Path) -> SystemConfig:
     values = read_json(path)
     if not isinstance(values, Mapping):
         raise UserError(f"{path} must hold an object; restore it from its source")
-    return from_dict(SystemConfig, values)
+    try:
+        return from_dict(SystemConfig, values)
+    except UserError as error:
+        raise UserError(f"{path} describes no system of this version: {error}, or restore the file from its source") from error
 
 
 def save_system(
@@ -236,10 +239,14 @@ def _narrowed(module: nn.Module, file: str) -> dict[str, Tensor]:
     return {name: value.to(torch.bfloat16) if name in parameters else value for name, value in state.items()}
 
 
-def quick(build: Callable[[], ModuleT]) -> ModuleT:
-    """Build without memory or random numbers; the weights come from a file."""
-    with torch.device("meta"), _Unfilled():
-        return build()
+def quick(build: Callable[[], ModuleT], what: str = "the network") -> ModuleT:
+    """Build without memory or random numbers; the weights come from a file. Raises UserError for sizes that none holds."""
+    try:
+        with torch.device("meta"), _Unfilled():
+            return build()
+    except (MemoryError, OverflowError, RuntimeError) as error:  # what is computed, not loaded, takes memory
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{what} cannot be built in its sizes ({why}); restore its settings from their source") from error
 
 
 class _Unfilled(TorchFunctionMode):

@@ -326,6 +326,8 @@ def _from_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Publ
 def _from_file(path: Path, device: torch.device, dtype: torch.dtype) -> Published:
     if path.suffix.lower() in PICKLES:
         raise UserError(f"{path} is a pickle, which is never opened here; {CONVERT}")
+    if path.suffix.lower() != ".safetensors":
+        raise UserError(f"{path} is no checkpoint; give the folder of one, or a file that ends in .safetensors")
     if not (path.parent / "vae").is_dir():
         raise UserError(f"{path} is a denoiser alone; put the folder vae of its autoencoder beside it")
     network, side = read_dit_file(path)

@@ -505,15 +505,14 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | None = Non
     if place.type == "cpu" and precision == torch.bfloat16:
         use_fast_attention()
     files = {file: [folder / name for name in pieces(config, file)] for file in (CODEC_FILE, DENOISER_FILE, TEXT_FILE)}
-    codec = quick(lambda: build_codec(config.codec.name, config.codec.config))
+    codec = quick(lambda: build_codec(config.codec.name, config.codec.config), f"the codec of {folder}")
     codec = filled(codec, files[CODEC_FILE], place, precision)
     config_class, build = DENOISERS[config.denoiser.name]
     settings = from_dict(config_class, config.denoiser.config)
-    denoiser = filled(quick(lambda: build(settings)), files[DENOISER_FILE], place, precision)
+    denoiser = filled(quick(lambda: build(settings), f"the denoiser of {folder}"), files[DENOISER_FILE], place, precision)
     if files[TEXT_FILE]:
-        text = filled(
-            quick(lambda: build_text(config.text.name, config.text.config, folder)), files[TEXT_FILE], place, precision
-        )
+        text = quick(lambda: build_text(config.text.name, config.text.config, folder), f"the text encoder of {folder}")
+        text = filled(text, files[TEXT_FILE], place, precision)
     else:
         text = build_text(config.text.name, config.text.config, folder).to(place).eval()
     if place.type == "cpu":
@@ -528,7 +527,11 @@ def regenerate(settings: Mapping[str, Any], system: System | None = None, *, pro
     Without `system` the one that the settings name is loaded, in the precision they state. Raises UserError when
     the digests differ or settings are missing or of the wrong kind.
     """
-    wanted = from_dict(_Recorded, {k: v for k, v in settings.items() if k in _Recorded.__dataclass_fields__})
+    try:
+        wanted = from_dict(_Recorded, {k: v for k, v in settings.items() if k in _Recorded.__dataclass_fields__})
+    except UserError as error:
+        said = str(error).partition(";")[0].replace(_Recorded.__name__, "it", 1)
+        raise UserError(f"the film's record is not whole ({said}); generate it anew from its words") from error
     if wanted.task not in ("text", "film"):
         raise UserError(f"the film was made from another film ({wanted.task}), which it does not hold; make it again from that")
     if system is None:

@@ -250,6 +250,8 @@ def _checked(path: str | Path) -> Path:
     try:
         if path.is_dir():
             raise UserError(f"{path} is a folder, not a film; name a file in it")
+        if path.exists() and not path.is_file():  # a pipe would be waited for, a device never ends
+            raise UserError(f"{path} is no regular file; write the film to a file and name that")
         with open(path, "rb") as file:
             if not file.read(1):
                 raise UserError(f"{path} is empty (0 bytes); restore it from its source")

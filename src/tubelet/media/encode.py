@@ -69,6 +69,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata that `save` put into a file; empty for files of other origin. Raises UserError when unreadable."""
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{path} is no regular file; name a file that a film or picture was written to")
         with open(path, "rb") as file:
             head = file.read(16)
     except OSError as error:

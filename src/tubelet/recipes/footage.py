@@ -73,6 +73,9 @@ class Footage(WorldsRecipe):
         """Nobody knows rules of these films."""
         return None
 
+    def _check_clips(self) -> None:
+        """No world renders them, and `run` has looked for their captions."""
+
     def prompts(self, folder: Path) -> Sequence[str]:
         """Some of the captions."""
         dataset = ShardDataset(folder / "latents")

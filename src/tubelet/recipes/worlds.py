@@ -53,9 +53,15 @@ from tubelet.text.own import OwnTextConfig, OwnTextEncoder
 from tubelet.train.loop import TrainConfig, load_average, train
 from tubelet.train.text_to_video import TextToVideo, TextToVideoObjective
 from tubelet.worlds import WORLDS, foreground
-from tubelet.worlds.constants import KINDS, PERSIST2D_KINDS
+from tubelet.worlds.base import check_request
+from tubelet.worlds.constants import KINDS, PERSIST2D_KINDS, TRAIN_SEEDS
 
 Latents = TensorSource | PackStream | BucketStream
+CODEC_SEED, DENOISER_SEED = 1_000_000_000, 0
+"""First seeds of the codec's and the denoiser's clips, both among the worlds' training seeds."""
+
+CAPTIONS = ("short", "dense", "human")
+"""Kinds of captions that every rendered clip has."""
 
 PROMPTS = (
     "A large red ball bounces once.",
@@ -93,6 +99,15 @@ class Clips:
     """Frames that they take in turn, in place of `frames`."""
     square: bool = False
     """Cut clips of `sizes` to the square in their middle, as most video models are trained: the control of native sizes."""
+
+    def __post_init__(self) -> None:
+        for name, greatest in (("codec", len(TRAIN_SEEDS) - CODEC_SEED), ("denoiser", CODEC_SEED - DENOISER_SEED)):
+            if not 1 <= getattr(self, name) <= greatest:
+                raise UserError(
+                    f"{name} counts clips and must be between 1 and {greatest}, got {getattr(self, name)}; correct it"
+                )
+        if not 0.0 <= self.persist <= 1.0:
+            raise UserError(f"persist is a share of the clips and must lie in [0, 1], got {self.persist}; correct it")
 
     @property
     def mixed(self) -> bool:
@@ -189,22 +204,24 @@ class WorldsRecipe:
         codec.strides.latent_shape(self.clips.codec_frames, *self.clips.size)
         t, h, w = network.patch
         whole = Strides(codec.strides.t * t, codec.strides.h * h, codec.strides.w * w)
-        for size in (self.clips.size, *self.clips.sizes):
-            for frames in (self.clips.frames, *self.clips.lengths):
-                whole.latent_shape(frames, *size)
+        tokens = [math.prod(whole.latent_shape(frames, *size)) for size, frames in self._forms()]
         packed = self.clips.mixed and self.grouping == "packs"
         if packed and (self.denoise.compile or (self.sketch is not None and self.sketch.compile)):
             raise UserError(
                 "packs of clips of any size differ in length at every step; set denoise.compile=false or grouping=buckets"
             )
+        if self.budget < 1 or (packed and self.budget < max(tokens)):
+            raise UserError(f"a budget of {self.budget} tokens does not hold a clip of {max(tokens)}; raise budget")
         if self.grouping not in ("packs", "buckets"):
             raise UserError(f"grouping must be packs or buckets, got {self.grouping!r}; choose one of them")
+        check_workers(self.workers)
         unknown = sorted(set(self.clips.kinds) - set(KINDS))
         if unknown:
             raise UserError(f"there is no kind {unknown[0]!r} of clips; choose from {', '.join(KINDS)}")
         if self.clips.kinds and not (min(self.clips.kinds.values()) >= 0 and sum(self.clips.kinds.values()) > 0):
             raise UserError("proportions of clips.kinds must be at least 0 and not all 0; correct them")
         CaptionChoice(self.captions, self.denoise.seed)
+        self._check_clips()
         self._films()
         self._objective(self.sketch_frames)
         new_codec = self.codec_train if self.start is None and self.codec_from is None else None
@@ -219,6 +236,28 @@ class WorldsRecipe:
             own = Part(self.codec, to_dict(getattr(self, self.codec)))
             if own != read_config(find(self.codec_from)).codec:
                 raise UserError(f"{self.codec_from} has another codec than the recipe; take it from one with the same settings")
+
+    def _check_clips(self) -> None:
+        """Refuse clips that no world can render, and captions that they will not have."""
+        few = replace(self, clips=replace(self.clips, denoiser=min(self.clips.denoiser, 100)))  # every hundred has all worlds
+        worlds = {job.world for job in few._native_jobs()}
+        forms = [(*form, self.clips.fps) for form in self._forms()]
+        forms += [(self.clips.size, self.clips.codec_frames, self.clips.codec_fps)]
+        for world, (size, frames, fps) in itertools.product(sorted(worlds), forms):
+            check_request(world, (), ("train",), 0, *size, frames, fps, None, "train")
+        known = {name for world in WORLDS for kind in CAPTIONS for name in names_of({"kind": kind, "source": world})}
+        unknown = sorted(set(self.captions) - known)
+        if unknown:
+            raise UserError(f"there is no kind {unknown[0]!r} of captions; choose from {', '.join(CAPTIONS)}")
+        wanted = {name for name, share in self.captions.items() if share > 0}
+        for world in sorted(worlds):
+            if wanted and not any(wanted & {*names_of({"kind": kind, "source": world})} for kind in CAPTIONS):
+                raise UserError(f"captions leave none to clips of {world}; give a kind of {', '.join(CAPTIONS)} a share")
+
+    def _forms(self) -> list[tuple[tuple[int, int], int]]:
+        """Sizes and lengths of the denoiser's clips, in turn."""
+        sizes, lengths = self.clips.sizes or (self.clips.size,), self.clips.lengths or (self.clips.frames,)
+        return list(itertools.product(sizes, lengths))
 
     def _check_start(self, start: str) -> None:
         """Refuse to go on from a system whose networks are not the recipe's."""
@@ -243,10 +282,14 @@ class WorldsRecipe:
         if not isinstance(known, dict):
             raise UserError(f"{path} must hold an object with settings; restore it, or use another --out")
         changed = [name for name in fixed if known.get(name) != settings[name]]
-        if changed:
+        if not changed:
+            return
+        # A name with a point before it is a lock's, or that of a file that was never finished.
+        if any(one.is_file() and one != path and not one.name.startswith(".") for one in folder.rglob("*")):
             raise UserError(
                 f"{folder} holds a run with other settings of {changed[0]!r}; use another --out, or the same settings"
             )
+        write_json(path, settings)
 
     # Stages ------------------------------------------------------------------------------------------------------------------
 
@@ -436,8 +479,7 @@ class WorldsRecipe:
 
     def _native_jobs(self) -> list[Job]:
         """The denoiser's clips, of their sizes and lengths in turn."""
-        sizes, lengths = self.clips.sizes or (self.clips.size,), self.clips.lengths or (self.clips.frames,)
-        forms = list(itertools.product(sizes, lengths))
+        forms = self._forms()
         jobs = self._jobs(DENOISER_SEED, self.clips.denoiser, self.clips.frames, self.clips.fps)
         if self.clips.kinds:
             kinds = in_turn(self.clips.kinds)
@@ -458,10 +500,6 @@ def in_turn(shares: Mapping[str, float], count: int = 100) -> list[str]:
         given[name] += 1
         names.append(name)
     return names
-
-
-CODEC_SEED, DENOISER_SEED = 1_000_000_000, 0
-"""First seeds of the codec's and the denoiser's clips, both among the worlds' training seeds."""
 
 
 @dataclass(frozen=True)
@@ -487,13 +525,19 @@ Rendered = tuple[Job, np.ndarray, np.ndarray, list[dict[str, str]]]
 def render_one(job: Job) -> Rendered:
     """One episode: uint8 `(T, H, W, 3)`, where its saturated colour is, and its captions."""
     episode = WORLDS[job.world].sample(job.seed, *job.size, job.frames, job.fps, kind=job.kind, split=job.split)
-    texts = {"short": episode.short, "dense": episode.dense, "human": episode.human}
-    captions = [{"text": text, "kind": kind, "source": job.world} for kind, text in texts.items()]
+    captions = [{"text": getattr(episode, kind), "kind": kind, "source": job.world} for kind in CAPTIONS]
     return job, episode.video, foreground(episode.video), captions
 
 
+def check_workers(workers: int) -> None:
+    """Raises UserError when nobody would render."""
+    if workers < 1:
+        raise UserError(f"workers must be at least 1, got {workers}; it counts processes that render")
+
+
 def rendered(jobs: Sequence[Job], workers: int) -> Iterator[Rendered]:
-    """Episodes in order, rendered by a pool of processes."""
+    """Episodes in order, rendered by a pool of processes. Raises UserError when nobody would render."""
+    check_workers(workers)
     if workers < 2 or len(jobs) < 64:
         yield from map(render_one, jobs)
         return

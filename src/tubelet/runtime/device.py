@@ -47,6 +47,8 @@ def choose_device(name: str = "auto") -> torch.device:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device.type, False):
         raise UserError(f"this machine has no {device.type} device; use device auto or cpu")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise UserError(f"this machine has no {name}; use one up to cuda:{torch.cuda.device_count() - 1}")
     return device
 
 

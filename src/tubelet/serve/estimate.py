@@ -20,14 +20,15 @@ from tubelet.serve.view import length_of, size_of, task_of
 
 REMEMBERED = 24
 """Films of a system by which the next ones are estimated."""
-FADE, HELD, SHORTEST = 0.9, 0.01, 1e-3
-"""What a film counts for of the one after it; how firmly a line is held at the origin; seconds below which all are alike."""
+FADE, NEAR, HELD, SHORTEST = 0.9, 4.0, 0.01, 1e-3
+"""What a film counts for of the one after it; how much more one counts that is like the one in question; how firmly a line is
+held at the origin; seconds below which all are alike."""
 MAKING = ("denoise", "words", "decode")
 """Stages that go by frames and steps."""
 WRITING = ("encode", "mark", "look", "sign", "store")
 """Stages of a worker that go by pixels."""
 LONGEST_TURN = 2.0
-"""Seconds that a worker needs at most to find its next film; where it took longer, there was none who looked."""
+"""Seconds between two films of a queue, at most; where it took longer, there was no worker."""
 WRITTEN = 92
 """The progress at which a worker has made the last frame and begins to write."""
 OVERLAP = 1.4
@@ -68,7 +69,7 @@ class Pace:
     )
     """The newest last: seconds of its own, (units, seconds) of making and of writing."""
     _ended: float = -math.inf
-    """When the last one ended: until the next one began a worker had yet to find it."""
+    """When the last one ended."""
 
     def learn(self, job: Job, work: Work) -> None:
         """Take in a finished film. One that a second worker went on with says nothing: part of it was there."""
@@ -78,9 +79,10 @@ class Pace:
         timings = {name: float(seconds) for name, seconds in job.result.get("timings", {}).items()}
         writing = min(spent, sum(timings.get(stage, 0.0) for stage in WRITING))
         making = min(spent - writing, sum(timings.get(stage, 0.0) for stage in MAKING))
-        idle = min(max(0.0, job.started_at - max(job.created_at, self._ended)), LONGEST_TURN)
+        # Between two films of a queue; a worker that waits for films looks less often, which says nothing of a queue.
+        turn = min(max(0.0, job.started_at - self._ended), LONGEST_TURN) if job.created_at < self._ended else 0.0
         self._ended = job.completed_at
-        self._seen.append((idle + spent - writing - making, (work.making, making), (work.writing, writing)))
+        self._seen.append((turn + spent - writing - making, (work.making, making), (work.writing, writing)))
 
     def takes(self, work: Work) -> tuple[float, float] | None:
         """Seconds until the last frame is made, and those of writing after it; None when no film is known."""
@@ -161,12 +163,14 @@ class Timetable:
 def _at(units: float, points: Sequence[tuple[float, float]]) -> float:
     """What a line through points (units, seconds), the newest last, says of these units.
 
-    By least squares of relative errors, newer points first; neither end may be negative. What stands at zero units is held
-    near zero: where all points are of one kind, as they are on most servers, the line goes through the origin.
+    By least squares of relative errors; newer points, and those of about as many units, count more. Neither end may be
+    negative. What stands at zero units is held near zero: where all points are of one kind, as they are on most servers, the
+    line goes through the origin.
     """
     sums = [0.0] * 5
     for age, (x, y) in enumerate(reversed(points)):
-        weight = FADE**age / max(y, SHORTEST) ** 2
+        alike = 1 / (1 + NEAR * math.log(x / units) ** 2)
+        weight = alike * FADE**age / max(y, SHORTEST) ** 2
         for place, term in enumerate((1.0, x, y, x * x, x * y)):
             sums[place] += weight * term
     one, x, y, xx, xy = sums

@@ -47,10 +47,10 @@ class Given:
             raise UserError("known latents must be finite; check the clip or the codec that made them")
         if not bool(((self.mask >= 0) & (self.mask <= 1)).all()):
             raise UserError("a mask holds values from 0 (known) to 1 (to be made); correct it")
-        if not 0 <= self.haze < 1 or not 0 < self.strength <= 1:
-            raise UserError(
-                f"haze must lie in [0, 1) and strength in (0, 1], got {self.haze} and {self.strength}; correct them"
-            )
+        if not 0 <= self.haze < 1:
+            raise UserError(f"haze must be at least 0 and below 1, got {self.haze}; correct it")
+        if not 0 < self.strength <= 1:
+            raise UserError(f"strength must be above 0 and at most 1, got {self.strength}; correct it")
         if self.times is not None and len(self.times) != self.clean.shape[2]:
             raise UserError(f"{self.clean.shape[2]} latent frames have {len(self.times)} times; give one time per frame")
 

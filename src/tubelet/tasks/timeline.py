@@ -150,4 +150,7 @@ def _reach(known: Sequence[bool], first: int, low: int, room: int, overlap: int,
 
 
 def _too_narrow(window: int, overlap: int) -> UserError:
-    return UserError(f"a window of {window} latent frames cannot look back on {overlap}; look back on at least 1, or widen it")
+    if overlap < 1:
+        return UserError(f"a window must look back on at least 1 latent frame, got {overlap}; raise it")
+    fewer = ", or look back on fewer" if overlap > 1 else ""
+    return UserError(f"a window of {window} latent frames cannot look back on {overlap} and add another; widen it{fewer}")

@@ -75,8 +75,12 @@ class ChatModel:
     timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        address = urlsplit(self.base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
+        try:
+            address = urlsplit(self.base_url)
+            good = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+        except ValueError:  # brackets without an address in them, a port that is none
+            good = False
+        if not good:
             raise UserError(f"the chat endpoint must be an http or https address, got {self.base_url!r}; correct it")
         if not self.model:
             raise UserError("the chat endpoint needs the name of a model; pass one")

@@ -88,9 +88,11 @@ class TrainConfig:
         for name in ("steps", "batch", "accumulate", "log_every", "keep", "patience"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}; correct it")
-        for name in ("warmup", "sample_every", "checkpoint_every", "seed"):
+        for name in ("warmup", "sample_every", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, got {getattr(self, name)}; correct it")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"a seed is a whole number from 0 to 2**63 - 1, got {self.seed}; choose another")
         if self.batch % self.accumulate:
             raise UserError(f"a batch of {self.batch} does not divide into {self.accumulate} micro-batches; change one of them")
         if not (self.clip > 0.0 and self.checkpoint_minutes > 0.0):
@@ -237,6 +239,12 @@ class _Run:
                     self._save()
                     saved, saved_at = self.step, time.monotonic()
             finished = self.step >= config.steps
+            if finished and not self.average.updates:
+                # Nothing is saved: the same steps are taken again once the settings are better.
+                raise UserError(
+                    f"each of the {self.step} updates was skipped, as the loss or its gradient was never finite; "
+                    "lower the learning rate or use precision fp32, then run again"
+                )
             if saved != self.step or not self.step:
                 if finished:
                     self._sample()

@@ -134,6 +134,8 @@ class TextToVideoObjective:
             raise UserError(f"frames must be at least 0, got {self.frames}; 0 is all")
         if not 0.0 <= self.haze < 1.0:
             raise UserError(f"haze is a noise level and must lie in [0, 1), got {self.haze}; 0 shows what is known clean")
+        if self.foreground < 0.0:
+            raise UserError(f"foreground must be at least 0, got {self.foreground}; 1 weighs all cells alike")
         if self.masks:
             check_shares(self.masks)
 

@@ -63,6 +63,12 @@ def test_a_folder_is_no_json(tmp_path: Path) -> None:
         read_json(tmp_path / ("a" * 300))
 
 
+def test_what_cannot_be_read_has_no_hash(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match=f"cannot read {path}"):
+            sha256(path)
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "note.txt"
     path.write_text("old")

@@ -148,9 +148,23 @@ def test_what_cannot_be_imported_is_one_sentence(films: Path, tmp_path: Path) ->
         films_of([tmp_path / "empty"])
     with pytest.raises(UserError, match="no clip was kept"):
         footage([films / "black.mp4", films / "still.mp4"], tmp_path / "dark", LOOK)
+    assert not (tmp_path / "dark").exists()
     for wrong in ({"frames": 0}, {"fps": float("nan")}, {"size": (0, 64)}, {"fit": "bend"}):
         with pytest.raises(UserError):
             Look(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_folder_in_which_no_clip_was_kept_takes_other_films(films: Path, tmp_path: Path) -> None:
+    (tmp_path / "env.sh").write_text("no film")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match="no clip was kept"):
+        footage([tmp_path / "env.sh"], tmp_path / "mine", LOOK)
+    assert not list((tmp_path / "mine").iterdir())
+    good = next(path for path, _ in films_of([films]) if path.stem not in ("black", "still"))
+    assert footage([good], tmp_path / "mine", LOOK).clips > 0
+    with pytest.raises(UserError, match="begun with other films"):
+        footage([tmp_path / "env.sh"], tmp_path / "mine", LOOK)
+    assert footage([good], tmp_path / "mine", LOOK).clips > 0, "what was kept stays"
 
 
 def test_films_of_one_name_in_two_folders_are_told_apart(films: Path, tmp_path: Path) -> None:

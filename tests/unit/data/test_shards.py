@@ -252,6 +252,15 @@ def test_skip_counts_logs_and_draws_another(copy: Path, caplog: pytest.LogCaptur
         Stream(ShardDataset(copy, policy="skip"), seed=1).draw(2)
 
 
+def test_a_folder_that_may_not_be_read_is_named(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path) -> bool:  # root may read everything
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", forbidden)
+    with pytest.raises(UserError, match=f"cannot read {copy}: Permission denied"):
+        ShardDataset(copy)
+
+
 def test_a_broken_index_or_seal_is_refused(copy: Path) -> None:
     index = next(copy.glob("index-*.parquet"))
     good = index.read_bytes()

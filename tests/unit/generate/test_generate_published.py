@@ -459,6 +459,8 @@ def test_a_wrong_file_is_one_sentence(published_file: Path, monkeypatch: pytest.
     for name in ("DiT-XL-2-256x256.pt", "v1-5.ckpt", "pytorch_model.bin"):
         (published_file.parent / name).write_bytes(b"")
         refused(published_file.parent / name, "convert it to safetensors")
+    (published_file.parent / "env.sh").write_text("true")
+    refused(published_file.parent / "env.sh", "env.sh is no checkpoint")
     refused(published_file.parent / "nowhere", "there is no model")
 
 

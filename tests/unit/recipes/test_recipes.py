@@ -75,6 +75,19 @@ def test_overrides_land_where_they_say() -> None:
         ("clips.size=[64]", "must have 2 values"),
         ("clips.size=64", "must be a list"),
         ("prediction=noise", "must be one of"),
+        ("clips.fps=NaN", "Clips.fps must be a finite number"),
+        ("clips.persist=NaN", "Clips.persist must be a finite number"),
+        ("clips.persist=2", "persist is a share of the clips"),
+        ("clips.codec=0", "codec counts clips and must be between 1"),
+        ("clips.denoiser=-5", "denoiser counts clips and must be between 1"),
+        ("clips.denoiser=1000000001", "denoiser counts clips"),
+        ("foreground=NaN", "foreground must be a finite number"),
+        ("sigma.mean=Infinity", "SigmaSampling.mean must be a finite number"),
+        ("sigma.mean=1" + "0" * 400, "SigmaSampling.mean must be a finite number"),
+        ('captions={"short":NaN}', "captions.short must be a finite number"),
+        ("denoise.seed=99999999999999999999999", "a seed is a whole number"),
+        ("codec_loss.l1=-1", "weights l1, l2, gradient, temporal"),
+        ("codec_loss.noise=-1", "noise at least 0"),
     ],
 )
 def test_wrong_overrides_are_refused(override: str, says: str) -> None:
@@ -142,6 +155,15 @@ def test_recipes_are_checked_and_stay_among_the_training_seeds(name: str) -> Non
         ("denoise.ema=0.9", "sigma_rel"),
         ("denoise.device=foo", "unknown device 'foo'"),
         ("codec_train.device=foo", "unknown device 'foo'"),
+        ("clips.fps=0", "0.0 frames per second"),
+        ("clips.codec_fps=-1", "-1.0 frames per second"),
+        ("clips.size=[80000,80000]", "too large for one clip"),
+        ("clips.frames=80001", "too large for one clip"),
+        ('captions={"zzz":1}', "no kind 'zzz' of captions"),
+        ('captions={"short@phys2d":1}', "leave none to clips of persist2d"),
+        ("workers=-1", "workers must be at least 1"),
+        ("budget=0", "a budget of 0 tokens"),
+        ("foreground=-1", "foreground must be at least 0"),
     ],
 )
 def test_what_a_late_stage_would_refuse_is_refused_at_once(tmp_path: Path, override: str, says: str) -> None:
@@ -195,6 +217,26 @@ def test_names_take_turns_in_their_proportions() -> None:
 def test_wrong_kinds_and_groupings_are_refused(override: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         load_recipe("worlds-64-sizes", [override])._check()
+
+
+def test_a_pack_holds_the_largest_clip() -> None:
+    packs = ["start=worlds-64", "grouping=packs", "denoise.compile=false"]
+    load_recipe("worlds-64-sizes", [*packs, "budget=612"])._check()
+    with pytest.raises(UserError, match="a budget of 611 tokens does not hold a clip of 612"):  # 17 frames of 96 x 96
+        load_recipe("worlds-64-sizes", [*packs, "budget=611"])._check()
+
+
+def test_a_folder_that_holds_no_work_is_claimed_anew(tmp_path: Path) -> None:
+    recipe = load_recipe("smoke")
+    other = replace(recipe, clips=replace(recipe.clips, fps=4.0))
+    recipe._claim(tmp_path)
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / ".shard-00000.tar").write_bytes(b"unfinished")
+    other._claim(tmp_path)
+    (tmp_path / "clips" / "shard-00000.tar").write_bytes(b"whole")
+    other._claim(tmp_path)
+    with pytest.raises(UserError, match="other settings of 'clips'"):
+        recipe._claim(tmp_path)
 
 
 def test_both_arms_of_the_size_experiment_differ_in_the_crop_alone() -> None:

@@ -22,6 +22,14 @@ def test_devices_are_chosen_or_refused() -> None:
                 choose_device(name)
 
 
+def test_a_device_beyond_the_last_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="this machine has no cuda:2; use one up to cuda:1"):
+        choose_device("cuda:2")
+
+
 def test_threads_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def job(state: Any = "queued", progress: int = 0, begun: float = 0.0, took: floa
     asked = {"system": "s", "task": "create", "seconds": 2.125, "size": [64, 64], "steps": None, **request}
     return Job(
         id=f"video_{next(_numbers)}", owner="local", state=state, progress=progress, request=asked,
-        created_at=NOW - begun - asked.pop("waited", 0.0),
+        created_at=NOW,
         started_at=NOW - begun, completed_at=NOW - begun + took, expires_at=None, attempt=asked.pop("attempt", 1), error=None,
         outputs=(), result={"timings": timings}, parent=None, cancelled=False, position=asked.pop("position", None),
         request_id=None, traceparent=None,
@@ -99,11 +100,16 @@ def test_behind_a_long_line_the_mean_of_the_line_counts() -> None:
     assert table(line).left(last, NOW) == pytest.approx(2.0 * 10 * LINE)
 
 
-def test_the_time_until_a_worker_finds_a_film_counts() -> None:
+def test_the_time_between_two_films_of_a_queue_counts() -> None:
     film = job()
-    assert sum(pace(done(waited=0.3)).takes(work_of(film, SYSTEM)) or ()) == pytest.approx(2.3)
-    alone = sum(pace(done(waited=900.0)).takes(work_of(film, SYSTEM)) or ())
-    assert alone == pytest.approx(4.0), "there was no worker"
+    known = Pace()
+    for number in range(3):
+        began = NOW + 2.3 * number
+        made = replace(done(), created_at=NOW - 1, started_at=began, completed_at=began + 2.0)
+        known.learn(made, work_of(made, SYSTEM))
+    assert sum(known.takes(work_of(film, SYSTEM)) or ()) == pytest.approx(2.3)
+    idle = pace(*(replace(done(), created_at=NOW - 0.5) for _ in range(3)))
+    assert sum(idle.takes(work_of(film, SYSTEM)) or ()) == pytest.approx(2.0), "a worker that slept says nothing of a queue"
 
 
 def test_a_paused_queue_and_an_unknown_system_tell_nothing() -> None:

@@ -91,7 +91,7 @@ def test_nothing_to_make_or_other_sizes_are_refused() -> None:
         place([(0, clip(1) * float("nan"))], 3).given(range(3))
     with pytest.raises(UserError, match="mask \\(B, T, H, W\\)"):
         Given(clip(2), torch.ones(2, 2, 4, 3))
-    with pytest.raises(UserError, match="strength in"):
+    with pytest.raises(UserError, match="strength must be above 0"):
         edit(clip(2), 0.0)
     with pytest.raises(UserError, match="one time per frame"):
         Given(clip(2), torch.ones(2, 2, 4, 4), times=(0, 1, 2))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from tubelet.core.errors import UserError
 from tubelet.data.stream import TensorSource
-from tubelet.train.loop import TrainConfig, learning_rate_scale, train
+from tubelet.train.loop import TrainConfig, learning_rate_scale, load_average, train
 from tubelet.train.optim import OptimizerConfig, Split
 
 
@@ -81,21 +83,45 @@ def test_an_own_split_is_used(tmp_path: Path) -> None:
     assert len(asked) == 1
 
 
-def test_compiled_equals_eager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which modules are compiled, without a compiler's minutes: the call is recorded, names and weights stay."""
+class Block(nn.Module):
+    """What is written here is compiled: torch's own layers are not, when they stand alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.narrow(torch.tanh(self.wide(x)))
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Block()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no compiler")
+def test_compiled_equals_eager(tmp_path: Path) -> None:
+    results, graphs = [], counters["stats"]["unique_graphs"]
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        results.append(train(Blocks(), objective, source(), settings(compile=compiled), tmp_path / str(compiled)))
+    assert counters["stats"]["unique_graphs"] > graphs, "nothing was compiled"
+    eager, compiled = results
+    assert compiled.losses == pytest.approx(eager.losses, rel=1e-5)
+    assert compiled.model.state_dict().keys() == eager.model.state_dict().keys()
+    for a, b in zip(eager.model.parameters(), compiled.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_the_blocks_are_compiled_or_the_whole_where_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[nn.Module] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, *a, **k: compiled.append(self))
-
-    class Blocks(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
-
-        def forward(self, x: Tensor) -> Tensor:
-            for block in self.blocks:
-                x = block(x)
-            return x
-
     model = nn.Sequential(Blocks())
     train(model, objective, source(), settings(compile=True), tmp_path / "a")
     assert compiled == list(model[0].blocks)  # type: ignore[arg-type]
@@ -103,6 +129,17 @@ def test_compiled_equals_eager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     plain = nn.Linear(4, 4)
     train(plain, objective, source(), settings(compile=True), tmp_path / "b")
     assert compiled == [plain]
+
+
+def test_a_run_of_which_every_update_was_skipped_is_no_run(tmp_path: Path) -> None:
+    def lost(model: nn.Module, batch: dict[str, Any], rng: torch.Generator) -> dict[str, Tensor]:
+        return {"loss": objective(model, batch, rng)["loss"] * float("nan")}
+
+    with pytest.raises(UserError, match="each of the 6 updates was skipped"):
+        train(nn.Linear(4, 4), lost, source(), settings(), tmp_path)
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        load_average(tmp_path, nn.Linear(4, 4))
+    assert train(nn.Linear(4, 4), objective, source(), settings(), tmp_path).finished, "the mended command begins anew"
 
 
 def test_metrics_say_what_was_decided(tmp_path: Path) -> None:

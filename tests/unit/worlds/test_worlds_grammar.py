@@ -18,8 +18,12 @@ PLACES = ("left", "center", "right")
 
 
 def scenes() -> list[dict[str, Any]]:
-    """Every scene with one object, every stroke and every meal, and every second object after a fixed set of first ones."""
+    """Every scene with one object, every stroke, table and meal, and every second object after a fixed set of first ones.
+
+    Speeds of collisions take turns, so that every pair of words for a meeting has each of them.
+    """
     found: list[dict[str, Any]] = []
+    speeds = itertools.cycle(SPEEDS)
     for thing in OBJECTS:
         for side, speed in itertools.product(SIDES, SPEEDS):
             found.append({"kind": "slide", "objects": [thing], "speed": speed, "direction": side})
@@ -39,7 +43,7 @@ def scenes() -> list[dict[str, Any]]:
             continue
         for motion, side in itertools.product(("resting", "oncoming"), SIDES):
             pair = [first, {**second, "motion": motion}]
-            found.append({"kind": "collision", "objects": pair, "speed": "fast", "direction": side})
+            found.append({"kind": "collision", "objects": pair, "speed": next(speeds), "direction": side})
         pair = [first, {**second, "motion": "resting"}]
         found.append({"kind": "fall", "objects": pair, "direction": "down", "place": "left"})
         found.append({"kind": "bounce", "objects": pair, "count": 2, "place": "center"})
@@ -47,7 +51,8 @@ def scenes() -> list[dict[str, Any]]:
     balls = [{"size": z, "color": c, "shape": "ball"} for z, c in itertools.product(SIZES, COLORS)]
     for n, start in itertools.product((2, 3, 4), range(len(balls))):
         several = [balls[(start + 9 * k) % len(balls)] for k in range(n)]
-        found.append({"kind": "billiard", "objects": several, "speed": "slowly", "direction": "right"})
+        for speed, side in itertools.product(SPEEDS, SIDES):
+            found.append({"kind": "billiard", "objects": several, "speed": speed, "direction": side})
     for food, count, side in itertools.product(FOODS, (1, 2, 3), SIDES):
         found.append({"kind": "eat", "food": food, "count": count, "side": side})
     strokes = []
@@ -69,8 +74,7 @@ def english(text: str) -> None:
     assert not re.search(
         r"[{}\[\]]|None|\b(the|a|an) (the|a|an|neither|both)\b|\ba [aeiou]|\ban [^aeiou]|\s[.,]|,,|\.\.", text, re.I
     ), text
-    for a, b in itertools.pairwise(re.findall(r"[a-z]+", text.lower())):
-        assert a != b, text
+    assert not re.search(r"\b([a-z]+)[^a-z]+\1\b", text, re.I), text
 
 
 def test_short_captions_are_read_back_over_the_whole_product() -> None:
@@ -102,7 +106,9 @@ def test_dense_captions_are_english_and_hold_everything(variant: int) -> None:
     times = {"floor": [0.71, 1.4], "collide": [0.5], "apex": [0.4], "enter": [0.5], "exit": [1.2], "leave": [1.8]}
     times |= {"wall": [1.1], "bite": [0.3, 0.8, 1.4], "stroke_end": [0.6, 1.1, 1.6]}
     events = sorted((t, kind, (0,)) for kind, moments in times.items() for t in moments)
-    for scene, shown in itertools.product(ALL[variant::5], (events, [])):
+    # Shuffled: where things are and how they are told take turns in threes, too.
+    mine = np.random.RandomState(0).permutation(len(ALL))[variant::3]
+    for scene, shown in itertools.product([ALL[place] for place in mine], (events, [])):
         place = scene.get("place", "left" if scene.get("direction") != "left" else "right")
         heavier = (None, 0, 1)[variant]
         things = len(scene.get("objects", scene.get("strokes", [0])))
