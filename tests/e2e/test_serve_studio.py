@@ -482,6 +482,7 @@ def test_everything_from_words_to_file_by_keyboard(build: Callable[..., Stage], 
     see(page, f"{both}.filter((v) => v.readyState === 4).length === 2")
     tab_to(page, "e.ariaLabel === 'Play'")
     page.keyboard.press("Enter")
+    assert page.evaluate(f"{both}.map((v) => v.paused)") == [False, False]
     see(page, f"(([a, b]) => a.currentTime > 0.5 && Math.abs(a.currentTime - b.currentTime) < 0.25)({both})")
     names = "[...document.querySelectorAll('dialog figcaption')].map((e) => e.textContent.split(': ')[1]).join()"
     see(page, f"{names} === 'keys only,keys again'")

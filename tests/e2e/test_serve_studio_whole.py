@@ -269,6 +269,7 @@ def test_two_real_films_are_compared_in_step(page: Page) -> None:
     both = "[...document.querySelectorAll('dialog video')]"
     see(page, f"{both}.filter((v) => v.readyState === 4).length === 2")
     page.get_by_role("button", name="Play").click()
+    assert page.evaluate(f"{both}.map((v) => v.paused)") == [False, False]
     see(page, f"(([a, b]) => a.currentTime > 0.5 && Math.abs(a.currentTime - b.currentTime) < 0.25)({both})")
     names = "[...document.querySelectorAll('dialog figcaption')].map((e) => e.textContent).join()"
     see(page, f"{names} === 'A, seed 0: {WORDS},B, seed 1: {OTHER}'")
