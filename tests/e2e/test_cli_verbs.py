@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -330,7 +332,9 @@ from tubelet.__main__ import main
 main()
 """
     words = [sys.executable, "-c", code, "--version"]
-    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    # What runs these tests may itself be in the background, where Ctrl-C is ignored, and hand that on.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    result = subprocess.run(words, capture_output=True, text=True, check=False, preexec_fn=heard)
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "tubelet: stopped\n")
     ignored = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *words]
     result = subprocess.run(ignored, capture_output=True, text=True, check=False)

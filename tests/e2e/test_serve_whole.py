@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -224,10 +225,13 @@ def test_a_server_that_cannot_begin_says_why(refused: Callable[..., str], tiny: 
 
 
 def test_a_server_whose_worker_cannot_begin_ends(tiny: Path, tmp_path: Path) -> None:
-    words = ["serve", "--system", str(tiny), "--data", str(tmp_path), "--port", "0", "--device", "abacus"]
+    broken = shutil.copytree(tiny, tmp_path / "broken")
+    weights = broken / "denoiser.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    words = ["serve", "--system", str(broken), "--data", str(tmp_path), "--port", "0"]
     done = subprocess.run(
         [sys.executable, "-m", "tubelet", *words], capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     assert done.returncode == 1
-    assert "unknown device 'abacus'" in done.stderr
+    assert "denoiser.safetensors" in done.stderr
     assert done.stderr.rstrip().endswith("tubelet: no worker could be started; what it said stands above")

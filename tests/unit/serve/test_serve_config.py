@@ -12,6 +12,7 @@ import pytest
 
 from tubelet.cli import serve as cli
 from tubelet.core.errors import UserError
+from tubelet.runtime import device
 from tubelet.serve import supervisor
 from tubelet.serve.config import SHIPPED, ServeConfig, read_served
 
@@ -71,14 +72,17 @@ def test_each_system_gets_a_worker_on_each_device(
 ) -> None:
     started: list[tuple[ServeConfig, Any]] = []
     monkeypatch.setattr(supervisor, "serve", lambda config, url, commands, **more: started.append((config, commands)) or 0)
+    looked_for: list[str] = []
+    monkeypatch.setattr(device, "choose_device", looked_for.append)
     large = folder("large")
     cli.Serve(data=tmp_path / "data", alias=(f"sora-2={large}",), device="cuda:0,cuda:1")()
+    assert looked_for == ["cuda:0", "cuda:1"]
     ((config, commands),) = started
     assert config.named == {"sora-2": "large", "sora-2-pro": "worlds-64"}
     words = [command("name") for command in commands]
     told = [(line[line.index("--system") + 1], line[line.index("--device") + 1]) for line in words]
     places = [str(SHIPPED / "worlds-64"), str(large)]
-    assert told == [(place, device) for place in places for device in ("cuda:0", "cuda:1")]
+    assert told == [(place, name) for place in places for name in ("cuda:0", "cuda:1")]
     shutil.rmtree(large)
     with pytest.raises(UserError, match="there is no system"):
         cli.Serve(data=tmp_path / "data", alias=(f"sora-2={large}",))()
