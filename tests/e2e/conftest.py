@@ -1,13 +1,15 @@
-"""A tiny random system on disk, and the command line called in this process."""
+"""A tiny random system on disk, the command line called in this process, and a browser before a server."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
+from studio_stage import Media, Stage, Visit, Worker, browser, config_of, film_in
 from tiny_system import save_tiny
 
 from tubelet.cli import main
@@ -16,7 +18,12 @@ from tubelet.core.types import Video
 from tubelet.data.schema import Record
 from tubelet.data.shards import ShardWriter
 from tubelet.generate.system import load
+from tubelet.serve.jobs import Jobs
+from tubelet.serve.store import Store
 from tubelet.worlds import WORLDS, foreground
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 class Said(NamedTuple):
@@ -80,3 +87,52 @@ def refused(tubelet: Callable[..., Said]) -> Callable[..., str]:
         return err
 
     return call
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Media:
+    return film_in(tmp_path_factory.mktemp("media"))
+
+
+@pytest.fixture
+def build(tmp_path: Path, media: Media) -> Iterator[Callable[..., Stage]]:
+    """`build(*films, **settings)`: a running stage, on which some films are already there."""
+    with contextlib.ExitStack() as opened:
+
+        def made(*films: dict[str, Any], **settings: Any) -> Stage:
+            jobs = Jobs.open(f"sqlite:///{tmp_path / 'tubelet.db'}")
+            opened.callback(jobs.close)
+            store = Store(tmp_path / "assets", reserve=0)
+            stage = Stage(config_of(tmp_path, **settings), jobs, store, Worker(jobs, store, media), media)
+            for film in films:
+                stage.make(film)
+            opened.callback(stage.kill)
+            opened.callback(stage.stop)
+            stage.start()
+            stage.worker.start()
+            opened.callback(stage.worker.join, 20)
+            opened.callback(stage.worker.ended.set)
+            return stage
+
+        yield made
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def visit(chromium: Browser) -> Iterator[Callable[..., Visit]]:
+    """`visit(stage, **context)`: a browser before the stage. What goes wrong in its pages fails the test."""
+    visits: list[Visit] = []
+
+    def made(stage: Stage, **settings: Any) -> Visit:
+        visits.append(Visit.of(chromium, stage.url, **settings))
+        return visits[-1]
+
+    yield made
+    for one in visits:
+        one.close()
+    assert [problem for one in visits for problem in one.problems] == []

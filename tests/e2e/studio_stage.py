@@ -231,6 +231,8 @@ class Visit:
     """What was asked for and not answered yet; the stream of events never is, and what a player reads is up to the player."""
     outage: bool = False
     """The server is away on purpose: failed requests are no problem."""
+    hasty: bool = False
+    """A film may be done before its preview is asked for, which is gone then."""
 
     @classmethod
     def of(cls, browser: Browser, address: str, **settings: Any) -> Visit:
@@ -252,9 +254,11 @@ class Visit:
         return page
 
     def _console(self, message: Any) -> None:
-        failed = "Failed to load resource" in message.text and self.outage
+        where = message.location.get("url", "")
+        expected = self.outage or (self.hasty and where.endswith("?variant=preview"))
+        failed = "Failed to load resource" in message.text and expected
         if message.type in ("error", "warning") and not failed:
-            self.problems.append(f"console: {message.text}")
+            self.problems.append(f"console: {message.text} {where}")
 
     def _request(self, request: Request) -> None:
         if not request.url.startswith((self.address, "blob:", "data:")):

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from PIL import Image
-from studio_stage import PLAYABLE, WORDS, Visit, bring, browser, holds, needs_chromium, see, sent
+from studio_stage import PLAYABLE, WORDS, Visit, bring, holds, needs_chromium, see, sent
 from test_serve_whole import Server, alive, until
 
 from tubelet.media.decode import decode_uint8, probe
@@ -29,12 +29,6 @@ The first preview comes after a second at the soonest, and an idle machine makes
 OTHER = "A small blue square slides to the right."
 RECOVERY = 10.0
 """Seconds after which the page works again by itself, once the server does."""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -72,6 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def page(chromium: Browser, server: Server) -> Iterator[Page]:
     """The studio before that server, where films take few steps. What goes wrong in it fails the test."""
     guest = Visit.of(chromium, f"{server.http.base_url}/", accept_downloads=True)
+    guest.hasty = True
     page = guest.open()
     page.get_by_role("link", name=OTHER).wait_for()
     page.get_by_text("More settings").click()
@@ -131,6 +126,7 @@ def test_real_films_are_made_and_one_outlives_a_killed_server(start: Callable[[i
     address = str(server.http.base_url)
     film, progress = "document.querySelector('dialog video')", "document.querySelector('#making progress').value"
     guest = Visit.of(chromium, f"{address}/")
+    guest.hasty = True
     page = guest.open()
     page.get_by_label("What happens in your film?").fill(WORDS)
     page.get_by_text("The model will read:").wait_for()

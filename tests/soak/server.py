@@ -194,8 +194,13 @@ def restarts(settings: Settings) -> Iterator[Figure]:
     yield at_most("slowest", max(seconds), 35, f"s to the end, p50 {percentile(seconds, 0.5):.1f} s")
 
 
-WISHES = ({"seconds": "1"}, {"seconds": "4"}, {"seconds": "4", "size": "640x480"}, {"seconds": "8", "steps": 30})
-"""Films of different lengths, sizes and steps."""
+WISHES = (
+    {"seconds": "4", "steps": 30},
+    {"seconds": "8", "steps": 30},
+    {"seconds": "4", "size": "640x480"},
+    {"seconds": "8", "size": "320x240", "steps": 15},
+)
+"""Films of different lengths, sizes and steps, each a second of work or more: of less nobody looks at the estimate."""
 
 
 def estimates(settings: Settings) -> Iterator[Figure]:
@@ -204,14 +209,14 @@ def estimates(settings: Settings) -> Iterator[Figure]:
     `alone`: film after film of several kinds on an idle server; `equal`, `mixed`: in a queue, of one kind and of several.
     """
     with served(settings, "estimates") as server:
-        for _ in range(3):  # so that the server knows its pace
+        for _ in range(1 + settings.estimated // 10):  # so that the server knows its pace
             for wish in WISHES:
                 _estimated(server, [server.ask(**wish)])
         number = itertools.count()
         alone = [_estimated(server, [server.ask(seed=next(number), **wish)]) for wish in WISHES * (settings.estimated // 4 + 1)]
         several = {
             "alone": list(itertools.chain(*alone)),
-            "equal": _estimated(server, [server.ask(seconds="4", seed=next(number)) for _ in range(settings.estimated)]),
+            "equal": _estimated(server, [server.ask(seed=next(number), **WISHES[0]) for _ in range(settings.estimated)]),
             "mixed": _estimated(server, [server.ask(seed=place, **WISHES[place % 4]) for place in range(settings.estimated)]),
         }
         for name, errors in several.items():
@@ -235,7 +240,7 @@ def _estimated(server: Server, ids: list[str]) -> list[float]:
                 ended[video["id"]] = now
             elif video.get("eta_ms") is not None:
                 told[video["id"]].append((now, video["eta_ms"] / 1e3))
-        time.sleep(0.05)
+        time.sleep(0.25)  # who asks oftener slows what is measured
     return [abs(now + left - ended[id]) / (ended[id] - now) for id in ids for now, left in told[id] if ended[id] - now > 0.5]
 
 

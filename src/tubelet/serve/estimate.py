@@ -70,6 +70,8 @@ class Pace:
     """The newest last: seconds of its own, (units, seconds) of making and of writing."""
     _ended: float = -math.inf
     """When the last one ended."""
+    _told: dict[Work, tuple[float, float]] = field(default_factory=dict)
+    """What was worked out since: in a long queue most films are alike."""
 
     def learn(self, job: Job, work: Work) -> None:
         """Take in a finished film. One that a second worker went on with says nothing: part of it was there."""
@@ -82,14 +84,15 @@ class Pace:
         # Between two films of a queue; a worker that waits for films looks less often, which says nothing of a queue.
         turn = min(max(0.0, job.started_at - self._ended), LONGEST_TURN) if job.created_at < self._ended else 0.0
         self._ended = job.completed_at
+        self._told.clear()
         self._seen.append((turn + spent - writing - making, (work.making, making), (work.writing, writing)))
 
     def takes(self, work: Work) -> tuple[float, float] | None:
         """Seconds until the last frame is made, and those of writing after it; None when no film is known."""
-        if not self._seen:
-            return None
-        own, making, writing = zip(*self._seen, strict=True)
-        return statistics.median_low(own) + _at(work.making, making), _at(work.writing, writing)
+        if self._seen and work not in self._told:
+            own, making, writing = zip(*self._seen, strict=True)
+            self._told[work] = statistics.median_low(own) + _at(work.making, making), _at(work.writing, writing)
+        return self._told.get(work)
 
     def left(self, job: Job, work: Work, now: float) -> float | None:
         """Seconds until a film that is being made is there: by its own progress, as soon as that says something."""
@@ -150,11 +153,9 @@ class Timetable:
 
     def _add(self, job: Job) -> None:
         name = _system(job)
-        took = (
-            None
-            if name not in self.paces or name not in self.systems
-            else self.paces[name].takes(work_of(job, self.systems[name]))
-        )
+        if name not in self.paces or name not in self.systems:
+            return
+        took = self.paces[name].takes(work_of(job, self.systems[name]))
         if took is not None:
             self._ends[job.id] = end = self._free[name][0] + sum(took)
             heapq.heapreplace(self._free[name], end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import string
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from tubelet.serve.records import Asset, Job, Total
 from tubelet.serve.tables import EVENTS, JOBS, NUMBERS
 
 _LETTERS = string.digits + string.ascii_lowercase
+_ID = re.compile(r"[a-z]+_[0-9a-z]{26}")
 _AHEAD = JOBS.alias("ahead")
 
 _POSITION = case(
@@ -39,9 +41,9 @@ def new_id(kind: str, now: float) -> str:
     return f"{kind}_{time}{''.join(secrets.choice(_LETTERS) for _ in range(16))}"
 
 
-def born(id: str) -> float:
-    """Unix seconds of when an id was made, by what it says itself."""
-    return int(id.partition("_")[2][:10], 36) / 1e6
+def born(id: str) -> float | None:
+    """Unix seconds of when an id was made, by what it says itself; None for what is no id."""
+    return int(id.partition("_")[2][:10], 36) / 1e6 if _ID.fullmatch(id) else None
 
 
 def kind_of(id: str) -> str:

@@ -142,3 +142,7 @@ def test_a_slow_first_film_is_soon_forgotten_and_a_resumed_one_not_believed() ->
     assert sum(pace(slow, done()).takes(work_of(film, SYSTEM)) or ()) == pytest.approx(2.0, rel=0.1)
     assert sum(pace(half, done(), half, half).takes(work_of(film, SYSTEM)) or ()) == pytest.approx(2.0)
     assert pace(half).takes(work_of(film, SYSTEM)) is None
+    known, work = pace(slow), work_of(film, SYSTEM)
+    assert sum(known.takes(work) or ()) == pytest.approx(29.2)
+    known.learn(done(), work)
+    assert sum(known.takes(work) or ()) < 3, "what was told before it is not told again"

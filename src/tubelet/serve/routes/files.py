@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,7 +22,6 @@ from tubelet.serve.submit import put_within, read_as
 router = operations("files")
 BEGAN = 1.76e9
 """Unix seconds before which there was no server."""
-_ID = re.compile(r"[a-z]+_[0-9a-z]{26}")
 EntryT = TypeVar("EntryT", bound=dict[str, Any])
 
 
@@ -43,7 +41,8 @@ def paged(entries: list[EntryT], after: str | None, limit: int, order: str) -> t
     if after is not None:
         place = next((number for number, entry in enumerate(ordered, 1) if entry["id"] == after), None)
         if place is None:
-            if not _ID.fullmatch(after) or not BEGAN < (at := born(after)) <= time.time():
+            at = born(after)
+            if at is None or not BEGAN < at <= time.time():
                 raise invalid("There is no such entry to go on after.", "after")
             beyond = (_moment(entry) > at if order == "asc" else _moment(entry) < at for entry in ordered)
             place = next((number for number, is_beyond in enumerate(beyond) if is_beyond), len(ordered))
@@ -53,8 +52,8 @@ def paged(entries: list[EntryT], after: str | None, limit: int, order: str) -> t
 
 def _moment(entry: dict[str, Any]) -> float:
     """When an entry was made, to the microsecond where its id tells it, which older ones do not."""
-    told = born(entry["id"])
-    return told if 0 <= told - entry["created_at"] < 2 else entry["created_at"]
+    told, at = born(entry["id"]), float(entry["created_at"])
+    return told if told is not None and 0 <= told - at < 2 else at
 
 
 def _plain_name(name: str, media: str) -> str:
