@@ -55,11 +55,12 @@ def plan_batches(
     budget: int | None = None,
     tokens_per_cell: float = 1.0,
     world: int = 1,
+    whole: bool = False,
 ) -> list[list[int]]:
     """Cut an order of items into batches of one shape each; deterministic.
 
     Every item appears; sizes are multiples of `world` (rounded down, at least `world`). Leftovers come last, filled up to
-    such a multiple with items of the same shape from the start of the order.
+    such a multiple, or with `whole` to a full batch, with items of the same shape from the start of the order.
     """
     buckets: dict[tuple[int, ...], list[int]] = {}
     for index in order:
@@ -69,10 +70,10 @@ def plan_batches(
     for shape in sorted(buckets):
         items = buckets[shape]
         size = max(world, batch_size(shape, count, budget, tokens_per_cell) // world * world)
-        whole = len(items) // size * size
-        full += [items[start : start + size] for start in range(0, whole, size)]
-        rest = items[whole:]
+        end = len(items) // size * size
+        full += [items[start : start + size] for start in range(0, end, size)]
+        rest = items[end:]
         if rest:
-            missing = -len(rest) % world
+            missing = -len(rest) % (size if whole else world)
             left.append(rest + [items[place % len(items)] for place in range(missing)])
     return full + left

@@ -322,7 +322,8 @@ class BucketStream:
     """Batches of equal shapes from data of mixed shapes; `shapes[i]` is item i's bucket key, `tokens(shape)` its cost.
 
     A batch of one shape holds at most `count` items (of `draw`) and at most `budget` tokens, always at least one item. What an
-    epoch leaves over comes as smaller batches; an epoch's batches are shuffled. Resumes at a batch, so `count` and `budget` are
+    epoch leaves over comes as smaller batches, or with `whole` filled up with other items of its shape, so that a shape has one
+    form (what is compiled, is compiled once); an epoch's batches are shuffled. Resumes at a batch, so `count` and `budget` are
     part of the state. All captions of a batch are of one kind, drawn per batch. A skipped record is replaced by the next
     readable one of its shape; where none of a shape can be read, its batches are left out.
     """
@@ -338,9 +339,11 @@ class BucketStream:
         proportions: Mapping[str, float] | None = None,
         rank: int = 0,
         world: int = 1,
+        whole: bool = False,
     ) -> None:
         if len(shapes) != len(dataset) or not shapes:
             raise UserError(f"{len(shapes)} shapes were given for {len(dataset)} records; give one each")
+        self.whole = whole
         self.dataset, self.shapes, self.seed = dataset, [tuple(shape) for shape in shapes], seed
         self.budget, self.tokens_per_cell, self.rank, self.world = budget, tokens_per_cell, rank, world
         self.choice = CaptionChoice(proportions or {"short": 1.0, "dense": 1.0, "human": 1.0}, seed)
@@ -352,7 +355,9 @@ class BucketStream:
         """The global batches of an epoch, from (seed, epoch, count, budget, shapes) alone."""
         if self._plan is None or self._plan[0] != (epoch, count):
             order = permutation(len(self.shapes), self.seed, epoch)
-            batches = plan_batches(self.shapes, order.tolist(), count, self.budget, self.tokens_per_cell, self.world)
+            batches = plan_batches(
+                self.shapes, order.tolist(), count, self.budget, self.tokens_per_cell, self.world, self.whole
+            )
             shuffled = np.argsort(mix(self.seed, epoch, np.arange(len(batches), dtype=np.int64), 3), kind="stable")
             self._plan = (epoch, count), [batches[place] for place in shuffled]
         return self._plan[1]
@@ -381,11 +386,11 @@ class BucketStream:
     def state(self) -> State:
         return {
             "epoch": self.epoch, "batch": self.batch, "count": self.count,
-            "length": len(self.shapes), "seed": self.seed, "budget": self.budget,
+            "length": len(self.shapes), "seed": self.seed, "budget": self.budget, "whole": self.whole,
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        check_same(state, {"length": len(self.shapes), "seed": self.seed, "budget": self.budget})
+        check_same(state, {"length": len(self.shapes), "seed": self.seed, "budget": self.budget, "whole": self.whole})
         self.epoch, self.batch, self.count = int(state["epoch"]), int(state["batch"]), int(state["count"])
 
 

@@ -44,6 +44,7 @@ RECIPES: dict[str, str] = {
     "worlds-64-decoder": "tubelet.recipes.worlds_64_decoder",
     "worlds-64-gpu": "tubelet.recipes.worlds_64_gpu",
     "worlds-64-large": "tubelet.recipes.worlds_64_large",
+    "worlds-64-long": "tubelet.recipes.worlds_64_long",
     "worlds-64-sizes": "tubelet.recipes.worlds_64_sizes",
     "worlds-64-tasks": "tubelet.recipes.worlds_64_tasks",
 }

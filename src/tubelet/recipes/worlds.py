@@ -85,6 +85,8 @@ class Clips:
     codec_fps: float = 2.0
     denoiser: int = 24_000
     """Clips kept as latents, for the denoiser."""
+    first: int = 0
+    """Place of the first of them among the seeds of training: a part of a training that goes on may take fresh ones."""
     persist: float = 0.22
     """Share of persist2d; the rest is phys2d, and each world draws its kinds evenly."""
     kinds: dict[str, float] = field(default_factory=dict)
@@ -101,7 +103,10 @@ class Clips:
     """Cut clips of `sizes` to the square in their middle, as most video models are trained: the control of native sizes."""
 
     def __post_init__(self) -> None:
-        for name, greatest in (("codec", len(TRAIN_SEEDS) - CODEC_SEED), ("denoiser", CODEC_SEED - DENOISER_SEED)):
+        last = CODEC_SEED - DENOISER_SEED
+        if not 0 <= self.first < last:
+            raise UserError(f"first is the place of a seed and must be between 0 and {last - 1}, got {self.first}; correct it")
+        for name, greatest in (("codec", len(TRAIN_SEEDS) - CODEC_SEED), ("denoiser", last - self.first)):
             if not 1 <= getattr(self, name) <= greatest:
                 raise UserError(
                     f"{name} counts clips and must be between 1 and {greatest}, got {getattr(self, name)}; correct it"
@@ -155,6 +160,8 @@ class WorldsRecipe:
     grouping: Literal["packs", "buckets"] = "packs"
     """How clips that differ in size share a step: `packs` of any sizes, of which a batch is a number, or `buckets`, of which a
     step sees one size, at most a batch of clips and one budget of tokens. Buckets can be compiled."""
+    uniform: bool = False
+    """Films of buckets take one form for each size (`TextToVideoObjective.uniform`), so that few graphs are compiled."""
     budget: int = 4096
     """Tokens of a pack or of a step on a bucket, where clips differ in size; in a sketch those that it sees."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -210,6 +217,8 @@ class WorldsRecipe:
             raise UserError(
                 "packs of clips of any size differ in length at every step; set denoise.compile=false or grouping=buckets"
             )
+        if self.uniform and (self.text_encoder != "own" or packed):
+            raise UserError("uniform is for buckets and the own text encoder; set uniform=false, or grouping=buckets")
         if self.budget < 1 or (packed and self.budget < max(tokens)):
             raise UserError(f"a budget of {self.budget} tokens does not hold a clip of {max(tokens)}; raise budget")
         if self.grouping not in ("packs", "buckets"):
@@ -423,7 +432,7 @@ class WorldsRecipe:
             shortest = min(t for t, _, _ in grids)
             budget = self.budget * shortest // min(shown or shortest, shortest)
             if self.grouping == "buckets":
-                return BucketStream(dataset, grids, seed, budget=budget, proportions=self.captions)
+                return BucketStream(dataset, grids, seed, budget=budget, proportions=self.captions, whole=self.uniform)
             tokens = [t * h * w for t, h, w in grids]
             return PackStream(dataset, tokens, budget, seed, proportions=self.captions)
         return TensorSource.load(dataset, ("latent", "foreground"), seed=seed, proportions=self.captions)
@@ -436,6 +445,7 @@ class WorldsRecipe:
             image_share=self.image_share,
             frames=frames,
             foreground=self.foreground,
+            uniform=self.uniform,
         )
 
     def _films(self) -> TextToVideoObjective:
@@ -480,7 +490,7 @@ class WorldsRecipe:
     def _native_jobs(self) -> list[Job]:
         """The denoiser's clips, of their sizes and lengths in turn."""
         forms = self._forms()
-        jobs = self._jobs(DENOISER_SEED, self.clips.denoiser, self.clips.frames, self.clips.fps)
+        jobs = self._jobs(DENOISER_SEED + self.clips.first, self.clips.denoiser, self.clips.frames, self.clips.fps)
         if self.clips.kinds:
             kinds = in_turn(self.clips.kinds)
             jobs = [

@@ -73,6 +73,7 @@ class PackTrial:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
+@torch.inference_mode(False)  # a sampler's first pack is tried with its gradients, too
 def trial(
     ways: Mapping[str, PackBackend], device: torch.device, dtype: torch.dtype, lengths: tuple[int, ...] = TRIAL_LENGTHS
 ) -> PackTrial:

@@ -205,7 +205,9 @@ class _Run:
             parameters=sum(p.numel() for p in self.model.parameters()),
             device=str(self.device),
         )
-        self.network = _compiled(self.model) if config.compile else self.model
+        # What comes in one form per size is compiled for each; else the second form makes a graph for all.
+        one_form = bool(getattr(objective, "uniform", False))
+        self.network = _compiled(self.model, dynamic=False if one_form else None) if config.compile else self.model
         self.seconds: dict[str, float] = defaultdict(float)
         self.clips = 0
         self.interrupted = False
@@ -498,16 +500,17 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def _compiled(model: nn.Module) -> nn.Module:
-    """Compile the modules of every `.blocks` in place, or the whole model; names in `state_dict` stay."""
+def _compiled(model: nn.Module, dynamic: bool | None = None) -> nn.Module:
+    """Compile the modules of every `.blocks` in place, or the whole model; names in `state_dict` stay. `dynamic` as in
+    `torch.compile`."""
     # Sizes, lengths and ways of masking make more graphs than the default of 8, after which compilation is given up.
     torch._dynamo.config.recompile_limit = 64
     lists = [module.blocks for module in model.modules() if isinstance(getattr(module, "blocks", None), nn.ModuleList)]
     for blocks in lists:
         for block in blocks:  # type: ignore[union-attr]
-            block.compile()
+            block.compile(dynamic=dynamic)
     if not lists:
-        model.compile()
+        model.compile(dynamic=dynamic)
     return model
 
 

@@ -13,6 +13,7 @@ A step may also be told some of its films: a mask says which cells are known, an
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.core.errors import UserError
@@ -57,10 +59,16 @@ class TextToVideo(nn.Module):
         """`forward` for S samples `(C, T, H, W)` of any sizes."""
         return self.denoiser.forward_packed(z, sigma, condition, positions)  # type: ignore[operator]
 
-    def read(self, captions: Sequence[str], split: float, rng: random.Random, device: torch.device) -> Condition:
-        """Token states of a step's captions; `split` as in `Tokenizer.encode`, where the encoder learns."""
+    def read(
+        self, captions: Sequence[str], split: float, rng: random.Random, device: torch.device, whole: bool = False
+    ) -> Condition:
+        """Token states of a step's captions; `split` as in `Tokenizer.encode`, where the encoder learns. `whole`: such an
+        encoder gets as many tokens as it ever reads, the last of them padding."""
         if isinstance(self.text, OwnTextEncoder):
             ids, mask = self.text.tokenize(captions, split=split, rng=rng)
+            if whole:
+                more = self.text.config.max_tokens - ids.shape[1]
+                ids, mask = F.pad(ids, (0, more)), F.pad(mask, (0, more))  # (B, max_tokens)
             return self.text(ids.to(device), mask.to(device))
         condition = self.text.encode(captions)
         return Condition(condition.states.to(device), condition.mask.to(device))
@@ -125,6 +133,10 @@ class TextToVideoObjective:
     """Greatest noise level at which what a mask leaves known is shown; each sample draws its own below it."""
     foreground: float = 4.0
     """Weight of a cell full of saturated colour against 1 for the rest."""
+    uniform: bool = False
+    """Films of one size take one form: captions are padded to the longest that the own encoder reads and noise levels stand per
+    frame, so that a network that is compiled has one graph for each size. What takes another form, images and masks that
+    part the cells of a frame, is computed as it is. Values are the same to rounding."""
 
     def __post_init__(self) -> None:
         for name in ("text_drop", "split", "image_share"):
@@ -162,21 +174,25 @@ class TextToVideoObjective:
             network = functools.partial(model, positions=places.to(latents.device))
         if self.masks and latents.shape[2] > 1:
             masked = self._masked(latents, model.patch, rng)
+        if self.uniform and latents.shape[2] > 1 and not masked:
+            masked = {"mask": latents.new_ones(len(latents), latents.shape[2])}  # (B, T): nothing is known
+        odd = self.uniform and ("mask" not in masked or masked["mask"].ndim == 4)
         share = foreground[:, None].float() / 255  # (B, 1, T, h, w)
         t, h, w = token_grid((latents.shape[2], latents.shape[3], latents.shape[4]), model.patch)
         chance = random.Random(int(draws[0] * 2**32))  # noqa: S311  a seed, no secret
-        condition = model.read(captions, self.split, chance, latents.device)
-        return flow_loss(
-            network,
-            latents,
-            condition,
-            rng,
-            sampling=self.sampling,
-            weight=1 + (self.foreground - 1) * share,
-            tokens=t * h * w,
-            prediction=self.prediction,
-            **masked,
-        )
+        with torch.compiler.set_stance("force_eager") if odd else contextlib.nullcontext():
+            condition = model.read(captions, self.split, chance, latents.device, whole=self.uniform)
+            return flow_loss(
+                network,
+                latents,
+                condition,
+                rng,
+                sampling=self.sampling,
+                weight=1 + (self.foreground - 1) * share,
+                tokens=t * h * w,
+                prediction=self.prediction,
+                **masked,
+            )
 
     def _masked(self, latents: Tensor, patch: Grid, rng: torch.Generator) -> dict[str, Any]:
         """One recipe for the step, a mask of its own and a haze for each sample. Nothing where all is to be made."""

@@ -288,6 +288,20 @@ def test_buckets_hold_one_shape_all_items_and_the_budget(world: int, budget: int
     assert batches == plan_batches(shapes, order, 8, budget, 1.0, world)
 
 
+def test_leftovers_are_filled_to_whole_batches() -> None:
+    shapes = [SHAPES[n * n % 3] for n in range(47)]
+    order = permutation(47, 0, 0).tolist()
+    batches = plan_batches(shapes, order, 8, 100, whole=True)
+    assert {index for batch in batches for index in batch} == set(range(47))
+    for batch in batches:
+        assert len({shapes[index] for index in batch}) == 1
+        assert len(batch) == batch_size(shapes[batch[0]], 8, 100)
+    source = BucketStream(InMemory(47, shapes), shapes, budget=100, whole=True)
+    source.draw(8)
+    with pytest.raises(UserError, match="whole True, now it is False"):
+        BucketStream(InMemory(47, shapes), shapes, budget=100).restore(source.state())
+
+
 def test_batch_sizes() -> None:
     assert batch_size((5, 8, 8), 64, None) == 64
     assert batch_size((5, 8, 8), 64, 6400) == 20

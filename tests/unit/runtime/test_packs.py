@@ -119,6 +119,11 @@ def test_the_real_ways_agree_where_they_run(dtype: torch.dtype) -> None:
     assert set(found.seconds) == set(packs.WAYS)
 
 
+def test_a_first_pack_may_be_a_samplers() -> None:
+    with torch.inference_mode():
+        assert set(trial(packs.WAYS, CPU, torch.float32, LENGTHS).seconds) == set(packs.WAYS)
+
+
 def test_a_reference_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="Ampere"):
         trial({"missing": missing}, CPU, torch.float32, LENGTHS)

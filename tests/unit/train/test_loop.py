@@ -119,6 +119,39 @@ def test_compiled_equals_eager(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no compiler")
+def test_a_compiled_run_resumes_exactly(tmp_path: Path) -> None:
+    results = []
+    for name, stops in (("whole", (6,)), ("parts", (1, 4, 6))):
+        for stop in stops:
+            torch.manual_seed(0)
+            model, where = Blocks(), tmp_path / name
+            result = train(model, objective, source(), settings(compile=True), where, stop=lambda step, stop=stop: step == stop)
+        results.append(result)
+    whole, parts = results
+    assert whole.finished
+    assert parts.finished
+    assert whole.losses == parts.losses
+    for model in ("model", "ema"):
+        for a, b in zip(getattr(whole, model).parameters(), getattr(parts, model).parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_what_has_one_form_is_compiled_for_each_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **k: asked.append(k["dynamic"]))
+
+    class Uniform:
+        uniform = True
+
+        def __call__(self, *args: Any) -> dict[str, Tensor]:
+            return objective(*args)
+
+    train(Blocks(), Uniform(), source(), settings(compile=True), tmp_path / "a")
+    train(Blocks(), objective, source(), settings(compile=True), tmp_path / "b")
+    assert asked == [False, False, None, None]
+
+
 def test_the_blocks_are_compiled_or_the_whole_where_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[nn.Module] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, *a, **k: compiled.append(self))

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from tubelet.core.errors import UserError
 from tubelet.core.types import Condition
@@ -257,3 +258,35 @@ def test_dice_of_an_accelerator_are_thrown_on_the_processor() -> None:
 def test_an_unconditional_step_is_plain_text_to_video(model: Watching, batch: dict) -> None:
     TextToVideoObjective(image_share=0.0, masks={"unconditional": 1.0})(model, batch, rng())
     assert model.seen[-1][1].shape == (4,)
+
+
+def test_films_of_one_form_are_the_same_films(model: Watching, batch: dict) -> None:
+    how: dict[str, Any] = {"image_share": 0.0, "text_drop": 0.3, "split": 0.0}
+    for masks in ({}, {"prefix": 1.0}, {"box": 1.0}):
+        ways = (TextToVideoObjective(**how, masks=masks, haze=0.2, uniform=one) for one in (False, True))
+        losses = [way(model, batch, rng(5)) for way in ways]
+        torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=1e-5)
+        plain, uniform = (seen[2].mask for seen in model.seen[-2:])
+        assert uniform.shape == (4, model.text.config.max_tokens)  # type: ignore[union-attr]
+        assert torch.equal(uniform.sum(1), plain.sum(1))
+        assert model.seen[-1][1].shape == ((4, 5, 4, 4) if masks == {"box": 1.0} else (4, 5))
+
+
+def test_films_of_one_form_make_one_graph_a_size(model: Watching, batch: dict) -> None:
+    torch.compiler.reset()
+    counters.clear()
+    for blocks in (model.text.blocks, model.denoiser.blocks):  # type: ignore[union-attr]
+        for block in blocks:  # type: ignore[union-attr]
+            block.compile(backend="eager", dynamic=False)
+    masks = {"unconditional": 1.0, "prefix": 1.0, "box": 1.0}
+    objective = TextToVideoObjective(image_share=0.3, text_drop=0.3, masks=masks, uniform=True)
+    wide = batch | {"latent": torch.cat([batch["latent"]] * 2, -1), "foreground": torch.cat([batch["foreground"]] * 2, -1)}
+    try:
+        for number in range(12):
+            objective(model, wide if number % 3 else batch, rng(number))["loss"].backward()
+        shapes = {sigma.shape for _, sigma, _ in model.seen}
+        assert shapes == {(4,), (4, 5), (4, 5, 4, 8)}, "images, films and boxes came"
+        assert {z.shape[-1] for z, sigma, _ in model.seen if sigma.ndim == 2} == {4, 8}, "films came in both sizes"
+        assert counters["stats"]["unique_graphs"] == 3, "one for the words, one for each size of films"
+    finally:
+        torch.compiler.reset()

@@ -1,0 +1,46 @@
+"""worlds-64-long: the last part of the shipped system's training, on an accelerator: twice the films of all parts before it.
+
+Paper: the Sora report (2024), "Scaling transformers for video generation": the same network, more compute.
+Command: tubelet train worlds-64-long
+Cost: the shipped run took 510 s on one H200 with sixteen cores, 498 of them for films; here they first wait for their clips.
+Score: the tables of the README and of docs/gallery/tasks.md, of the shipped run.
+
+Films of a size take one form (`uniform`): three sizes of sequences, three graphs, 78 s of compiling beside an eager training
+and then 3,300 films a second for 2,100. The shipped run saw 6,000 clips first and the others as they were rendered, drew clips
+with replacement, and its rates fell with the time; here all clips are there from the first update, and the rates fall with
+the updates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tubelet.recipes import worlds_64_gpu
+from tubelet.recipes.worlds import WorldsRecipe
+
+KINDS = {
+    "billiard": 0.22,
+    "collision": 0.14,
+    "paint": 0.16,
+    "slide": 0.06,
+    "fall": 0.11,
+    "bounce": 0.09,
+    "parabola": 0.09,
+    "occlude": 0.05,
+    "eat": 0.08,
+}
+"""What the parts before left at 1.00 of films comes a little less often."""
+
+
+def recipe() -> WorldsRecipe:
+    """Goes on from where `tubelet train worlds-64-decoder` leaves its system."""
+    before = worlds_64_gpu.recipe()
+    return replace(
+        before,
+        start="runs/worlds-64-decoder/system",
+        clips=replace(before.clips, denoiser=200_000, first=100_000_000, kinds=KINDS),
+        uniform=True,
+        sampling=replace(before.sampling, guidance=3.0, interval=(0.5, 0.9)),
+        workers=10,
+        denoise=replace(before.denoise, steps=7842, compile=True),
+    )
