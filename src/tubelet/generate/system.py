@@ -204,19 +204,21 @@ class System:
         words count. `into`: a second film of the same size; the first turns into it. `size`: make it so large; the small film
         says where things are, the network how they look (its latents are resized, noised and denoised).
 
-        Raises UserError as `generate`, and when the films do not fit.
+        Below strength 1 guidance acts down to the end, wherever the system's interval begins: less noise than that is all
+        that an edit starts from. Raises UserError as `generate`, and when the films do not fit.
         """
         latents = [self._encoded(one) for one in (film, into) if one is not None]  # (1, C, T, H, W) each
         size = film.size if size is None else size
         shape = self.engine.latent_shape(size, film.frames)
         latents = [resized(one, (shape[2], shape[3])) for one in latents]
         given = edit(latents[0], strength) if into is None else blend(latents[0], latents[1], strength)
+        low, high = self.config.defaults.interval
         return self._batch(
             [prompt],
             [seed],
             size,
             film.frames,
-            {"steps": steps, "guidance": guidance},
+            {"steps": steps, "guidance": guidance, "interval": (0.0 if strength < 1 else low, high)},
             expander,
             1,
             progress,

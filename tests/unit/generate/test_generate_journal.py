@@ -241,3 +241,13 @@ def test_someone_may_watch_a_film_become(system: System) -> None:
     assert [x.shape for x in seen] == [(1, 4, 5, 4, 4)] * 3
     assert torch.equal(system.engine.decode(seen[-1]), clip.video.pixels), "the last guess is the film"
     assert not torch.equal(seen[0], seen[-1])
+
+
+def test_an_edit_is_guided_down_to_the_end(system: System) -> None:
+    """An interval that ends above an edit's first noise level would leave it without any guidance."""
+    defaults = dataclasses.replace(system.config.defaults, guidance=3.0, interval=(0.5, 0.9))
+    above = dataclasses.replace(system, config=dataclasses.replace(system.config, defaults=defaults))
+    assert above.edit(picture(3), WORDS, 0.4, seed=1).settings["interval"] == [0.0, 0.9]
+    assert above.edit(picture(3), WORDS, 1.0, seed=1).settings["interval"] == [0.5, 0.9]
+    unguided = above.edit(picture(3), WORDS, 0.4, seed=1, guidance=1.0)
+    assert not torch.equal(unguided.video.pixels, above.edit(picture(3), WORDS, 0.4, seed=1).video.pixels)
