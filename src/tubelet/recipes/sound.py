@@ -3,7 +3,7 @@
 Paper: VideoPoet (Kondratyuk et al. 2023), section 3.1 and 4.1, with SoundStream (Zeghidour et al. 2021) for sound.
 Command: tubelet train sound
 Cost: 131 minutes of a core beside other trainings, 104 of them for the language model.
-Score: sound for a film f1 .80 (.48 for another clip's), for a sentence .48 (.22), a film for a sound .35 (.29): docs/lineage.md.
+Score: sound for a film f1 .80 (another clip's .48), for a sentence .48 (.22), a film for a sound .35 (.29): docs/lineage.md.
 A run leaves table.json, table.md, sheet.png and films that sound in its folder.
 
 Clips of 17 frames of 32 x 32 pixels and their exact sound (`worlds.sound`) become words: 9 x 4 x 4 by a video tokenizer, and
