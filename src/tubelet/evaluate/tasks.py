@@ -317,8 +317,10 @@ def _edit(bench: Bench, number: int, add: Add) -> np.ndarray:
     text = episode.short.replace(colour, other)
     scene = {**episode.tags["scene"], "objects": [{**episode.tags["scene"]["objects"][0], "color": other}]}
     shown, before = episode.video, foreground(episode.video).astype(bool)
-    for strength in (*STRENGTHS, 1.0):
-        film = bench.system.edit(bench.video(episode.video), text, strength, seed=number).video.to_uint8()[0]
+    for strength in (0.0, *STRENGTHS, 1.0):
+        film = episode.video  # at 0 as it is, which must not be what the words say
+        if strength:
+            film = bench.system.edit(bench.video(episode.video), text, strength, seed=number).video.to_uint8()[0]
         right = follow(Reading(film, episode.fps), episode.fps, scene)
         add(f"caption/{strength}", float(np.mean(list(right.values()))))
         add(f"structure/{strength}", overlap(before, foreground(film).astype(bool)))

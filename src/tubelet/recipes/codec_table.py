@@ -2,7 +2,7 @@
 
 Paper: the trade that latent diffusion (Rombach et al. 2022, section 4.1) asks of every codec, here with laws for FID.
 Command: tubelet train codec-table
-Cost: 16 to 22 minutes of one core a row, beside much other work; `--set rows=[...]` chooses rows. six of nine have been run.
+Cost: 16 to 22 minutes of one core a row, beside much other work; `--set rows=[...]` chooses rows. Six of nine have been run.
 Score: films' events right, convolutions at stride 1 / 2 / 4 .65 / .81 / .79, at 4 / 8 / 16 channels .72 / .65 / .69, attention
 at stride 1 .73: docs/codecs.md. A run leaves table.json, table.md and sheet.png in its folder.
 

@@ -300,6 +300,8 @@ def test_leftovers_are_filled_to_whole_batches() -> None:
     source.draw(8)
     with pytest.raises(UserError, match="whole True, now it is False"):
         BucketStream(InMemory(47, shapes), shapes, budget=100).restore(source.state())
+    old = {name: value for name, value in source.state().items() if name != "whole"}
+    BucketStream(InMemory(47, shapes), shapes, budget=100).restore(old)
 
 
 def test_batch_sizes() -> None:

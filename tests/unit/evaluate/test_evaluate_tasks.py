@@ -53,6 +53,8 @@ def test_every_task_gives_its_figures(system: System) -> None:
     assert figures["task/storyboard/caption/going_on/second"] < 0.5
     assert 0 <= figures["task/refine/structure"] <= 1
     assert figures["task/loop/within"] in (0, 1)
+    assert figures["task/edit/structure/0.0"] == 1, "the film itself"
+    assert figures["task/edit/caption/0.0"] < 0.5, "which is not what the words say"
     for strength in STRENGTHS:
         assert 0 <= figures[f"task/edit/structure/{strength}"] <= 1
         for end in ("first", "last", "caption", "one"):
