@@ -77,6 +77,26 @@ def test_clips_of_a_system_are_encoded_once_for_experiments_side_by_side(
         borrow(str(tiny), tmp_path / "three", "cpu")
 
 
+def test_paintings_and_meals_are_lent_beside_them_where_they_are_asked_for(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lent, "CLIPS", 12)
+    monkeypatch.setattr(lent, "PAINTED", 6)
+    without = borrow(str(tiny), tmp_path / "one", "cpu")
+    assert without.also == ()
+    with pytest.raises(UserError, match="has no clips of paint"):
+        latents(without, ("paint",), [0])
+    both = borrow(str(tiny), tmp_path / "two", "cpu", painted=True)
+    assert both.folder == without.folder
+    source = latents(both, ("slide", "fall", "bounce", "parabola", "paint", "eat"), [0, 1], count=4)(0)
+    words = [one["text"] for several in source.captions or () for one in several]
+    (height, width), frames, fps = both.size, both.frames, both.fps
+    painted = [WORLDS["persist2d"].sample(lent.DENOISER_SEED + n, height, width, frames, fps).short for n in range(6)]
+    assert len(words) == 8, "four of each world"
+    assert words[4:] == painted[:4]
+    assert not set(words[:4]) & set(painted)
+
+
 def test_encoding_goes_on_where_it_was_stopped(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lent, "CLIPS", 40)  # two groups of at most 32
     whole = borrow(str(tiny), tmp_path / "whole" / "one", "cpu")

@@ -7,6 +7,7 @@ once for all experiments whose folders lie side by side.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,16 @@ from tubelet.worlds.grammar import parse
 
 CLIPS = 31_200
 """Clips of phys2d that are encoded: as many as a run of worlds-64 holds of them."""
+PAINTED = 4_000
+"""Clips of persist2d that are encoded where an experiment asks for them."""
 
 
 @dataclass(frozen=True)
 class Lent:
-    """Where the clips lie, the codec that made their latents, the words, and the size of the films."""
+    """Where the clips lie, the codec that made their latents, the words, and the size of the films.
+
+    `also`: where more of them lie.
+    """
 
     folder: Path
     codec: Codec
@@ -43,6 +49,7 @@ class Lent:
     size: tuple[int, int]
     frames: int
     fps: float
+    also: tuple[Path, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -54,13 +61,14 @@ class Lent:
         return self.codec.strides.latent_shape(self.frames, *self.size)
 
 
-def borrow(whole: str, folder: Path, device: str = "auto") -> Lent:
+def borrow(whole: str, folder: Path, device: str = "auto", painted: bool = False) -> Lent:
     """The parts of a finished run of worlds-64, or of a system by name or folder, for the experiment in `folder`.
 
-    A system's clips are encoded beside the experiment's folder, unless they lie there already. Raises UserError when `whole` is
-    neither, and when what lies there is of another system.
+    A system's clips are encoded beside the experiment's folder, unless they lie there already: those of phys2d and, where
+    `painted` ones are asked for, of persist2d. Raises UserError when `whole` is neither, and when what lies there is of another
+    system.
     """
-    run = Path(whole)
+    run, also = Path(whole), ()
     if (run / "export.json").exists() and (run / "latents").exists():
         place, system = run, load(run / "system", device=device, dtype="float32")
     elif run.is_dir() and not (run / SYSTEM_FILE).exists():
@@ -69,12 +77,16 @@ def borrow(whole: str, folder: Path, device: str = "auto") -> Lent:
         system = load(whole, device=device, dtype="float32")
         place = folder.parent / f"{system.name}-latents"
         encode_clips(system, place, CLIPS)
+        if painted:
+            also = (folder.parent / f"{system.name}-painted",)
+            encode_clips(system, also[0], PAINTED, "persist2d")
     restore(system.text)  # it is read in training, too
-    return Lent(place, system.codec, FrozenText(system.text), system.config.size, system.config.frames, system.config.fps)
+    config = system.config
+    return Lent(place, system.codec, FrozenText(system.text), config.size, config.frames, config.fps, also)
 
 
-def encode_clips(system: System, place: Path, count: int) -> None:
-    """`count` clips of phys2d as latents of a system in place/latents, or those of them that are missing.
+def encode_clips(system: System, place: Path, count: int, world: str = "phys2d") -> None:
+    """`count` clips of a world as latents of a system in place/latents, or those of them that are missing.
 
     Raises UserError when the place holds those of another system.
     """
@@ -86,17 +98,17 @@ def encode_clips(system: System, place: Path, count: int) -> None:
             return
         note(f"simulating and encoding {count} clips in {place}, once for all experiments beside it")
         write_json(place / "clips.json", stated)
-        jobs = [Job("phys2d", DENOISER_SEED + i, config.size, config.frames, config.fps) for i in range(count)]
+        jobs = [Job(world, DENOISER_SEED + i, config.size, config.frames, config.fps) for i in range(count)]
         begun = time.perf_counter()
         encode(system.codec, jobs, place, workers=2)
         write_json(place / "encode.json", {"encode": round(time.perf_counter() - begun, 1)})
 
 
-def check_kinds(kinds: Sequence[str]) -> None:
-    """Raises UserError unless these are kinds of clips with objects."""
-    unknown = [kind for kind in kinds if kind not in PHYS2D_KINDS]
+def check_kinds(kinds: Sequence[str], among: Sequence[str] = PHYS2D_KINDS) -> None:
+    """Raises UserError unless these are kinds of clips among those that there may be: by default those with objects."""
+    unknown = [kind for kind in kinds if kind not in among]
     if unknown or not kinds:
-        raise UserError(f"kinds are some of {', '.join(PHYS2D_KINDS)}, got {list(kinds)}; choose among them")
+        raise UserError(f"kinds are some of {', '.join(among)}, got {list(kinds)}; choose among them")
 
 
 def thinned(lent: Lent, every: int) -> tuple[range, dict[str, Any]]:
@@ -123,28 +135,33 @@ def latents(
     foreground: bool = False,
     folder: Path | None = None,
 ) -> Callable[[int], TensorSource]:
-    """The clips of these kinds (the first `count`), their latent `frames` alone: a source of them for each seed.
+    """The clips of these kinds (the first `count` of each world), their latent `frames` alone: a source of them for each seed.
 
     `proportions` of the kinds of captions as in `data.stream`; `foreground`: its mask, too; `folder` holds the latents where
     they are not the run's own. Raises UserError when there are none.
     """
-    dataset = ShardDataset(folder or lent.folder / "latents")
-    shape = (lent.codec.channels, *lent.cells)
+    places = [folder] if folder else [place / "latents" for place in (lent.folder, *lent.also)]
+    datasets = [ShardDataset(place) for place in places]
+    shape, whole = (lent.codec.channels, *lent.cells), sum(map(len, datasets))
     kept: dict[str, list[Tensor]] = {"latent": [], **({"foreground": []} if foreground else {})}
     captions: list[list[dict[str, str]]] = []
+    held: Counter[str] = Counter()
     with progress("reading latents", "clips") as advance:
-        for index in range(len(dataset)):
-            record = dataset.read(index) if count is None or len(captions) < count else None
-            advance(index + 1, len(dataset))
+        for index, (dataset, place) in enumerate((one, place) for one in datasets for place in range(len(one))):
+            advance(index + 1, whole)
+            record = dataset.read(place)
             if record is None or record.tensors["latent"].shape != shape:
                 continue
-            said = record.meta["captions"]
+            said, world = record.meta["captions"], record.meta.get("world", "phys2d")
+            if count is not None and held[world] >= count:
+                continue
             if parse(next(one["text"] for one in said if one["kind"] == "short")).get("kind") in kinds:
+                held[world] += 1
                 for name, values in kept.items():
                     time = 1 if name == "latent" else 0
                     values.append(record.tensors[name].index_select(time, torch.tensor(list(frames))))
                 captions.append([one for one in said if any(proportions.get(name) for name in names_of(one))])
     if not captions:
-        raise UserError(f"{dataset.folder} has no clips of {', '.join(kinds)}; choose other kinds, or another whole")
+        raise UserError(f"{places[0]} has no clips of {', '.join(kinds)}; choose other kinds, or another whole")
     tensors = {name: torch.stack(values) for name, values in kept.items()}  # (n, C, T, h, w), (n, T, h, w)
     return lambda seed: TensorSource(tensors, captions, seed=seed, proportions=proportions)

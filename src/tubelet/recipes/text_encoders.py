@@ -63,6 +63,7 @@ from tubelet.text.own import OwnTextConfig, OwnTextEncoder
 from tubelet.train.contrasting import read
 from tubelet.train.loop import TrainConfig
 from tubelet.train.optim import OptimizerConfig
+from tubelet.worlds.constants import KINDS, PERSIST2D_KINDS
 
 OWN, MINILM, CLIP_TEXT = "own, learned along", "MiniLM, frozen", "CLIP's, frozen"
 ROWS = (OWN, MINILM, CLIP_TEXT)
@@ -119,7 +120,7 @@ class TextEncoders:
     every: int = 2
     """Every so many frames of a clip are its film."""
     clips: int = 12_000
-    """The first so many clips of these kinds."""
+    """The first so many clips of these kinds of each world."""
     captions: dict[str, float] = field(default_factory=lambda: {"short": 0.6, "human": 0.4})
     """In which proportions the kinds of captions are read."""
     own: OwnTextConfig = field(default_factory=OwnTextConfig)
@@ -147,8 +148,8 @@ class TextEncoders:
 
         Raises UserError when nothing is lent.
         """
-        check_kinds(self.kinds)
-        lent = borrow(self.whole, folder, device_of(self.train))
+        check_kinds(self.kinds, KINDS)
+        lent = borrow(self.whole, folder, device_of(self.train), painted=not set(self.kinds).isdisjoint(PERSIST2D_KINDS))
         frames, seen = thinned(lent, self.every)
         chosen = [name for name in self.rows if name not in ROWS or self._there(name)]
         clips = functools.cache(lambda: latents(lent, self.kinds, frames, self.captions, count=self.clips, foreground=True))
