@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,11 +20,15 @@ from tubelet.cli import main
 from tubelet.core.files import sha256
 from tubelet.data.shards import ShardDataset
 from tubelet.data.stream import TensorSource
+from tubelet.evaluate.fidelity import psnr
+from tubelet.evaluate.report import through_codec
 from tubelet.generate.system import load
 from tubelet.recipes import load_recipe
 from tubelet.recipes.worlds import WorldsRecipe
 from tubelet.train.loop import load_average
 from tubelet.train.text_to_video import TextToVideoObjective
+from tubelet.worlds import WORLDS
+from tubelet.worlds.constants import TEST_SEEDS
 
 SMALL = [
     f"--set={setting}"
@@ -154,6 +159,31 @@ def test_a_denoiser_in_training_errs_less_and_hears_the_words(before_denoiser: P
 
     own = clips["caption"]
     assert loss(own) < 0.8 * loss([*own[1:], own[0]])
+
+
+def test_as_written_it_trains_and_samples(tmp_path: Path) -> None:
+    """`tubelet train smoke`, nothing left out. Beside its figures: those of a grey film and of a denoiser that says nothing."""
+    folder = tmp_path / "smoke"
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "smoke", "--out", str(folder)])
+    assert stop.value.code == 0
+    lines = [json.loads(line) for line in (folder / "denoiser" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert lines[-1]["step"] == 200
+    assert np.mean(losses[-3:]) < 0.8 < 1.5 < losses[0], "header: from 1.75 to .64"
+
+    system = load(folder / "system", device="cpu")
+    truth = np.stack([WORLDS["phys2d"].sample(seed, 32, 32, 9, 8.0).video for seed in TEST_SEEDS[:8]])
+    coded = list(through_codec(system.codec, list(truth), 8.0))
+    grey = np.broadcast_to(np.median(truth, (1, 2, 3), keepdims=True).astype(np.uint8), truth.shape)
+    codec, floor = (np.mean([psnr(a, b) for a, b in zip(truth, made, strict=True)]) for made in (coded, grey))
+    assert codec > 21 > 18 > floor, (codec, floor)
+
+    films = [system.generate("a red ball falls", seed=seed).video.to_uint8()[0] for seed in (0, 1)]
+    assert films[0].shape == (9, 32, 32, 3)
+    assert not np.array_equal(*films)
+    assert np.array_equal(films[0], system.generate("a red ball falls", seed=0).video.to_uint8()[0])
+    assert all(film.std() > 5 for film in films), "pictures of something"
 
 
 def test_finished_stages_are_skipped(road: Path, monkeypatch: pytest.MonkeyPatch) -> None:
