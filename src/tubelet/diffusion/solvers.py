@@ -260,6 +260,47 @@ def dpmpp_2m(
     return z
 
 
+def dpmpp_2m_sde(
+    denoise: Denoise,
+    z: Tensor,
+    sigmas: Tensor,
+    *,
+    path: Path,
+    generator: Generators | None = None,
+    callback: Callback | None = None,
+    eta: float = 1.0,
+    eta_above: float = 0.0,
+) -> Tensor:
+    """SDE-DPM-Solver++(2M): `dpmpp_2m` with some of the noise drawn anew in each step. One evaluation a step.
+
+    Lu et al. 2022 (2211.01095), section 5: of the reverse SDE in place of the probability flow, so that what is decided early
+    can still be taken back. `eta` scales the SDE's fresh noise (Karras et al. 2022, eq. 6, whose beta it is in units of their
+    ancestral one): 0 is `dpmpp_2m`, 1 the paper's. Steps that end at or below sigma `eta_above` follow the flow, as does the
+    one to sigma 0. Raises UserError unless eta is at least 0.
+    """
+    if eta < 0:
+        raise UserError(f"eta must be at least 0, got {eta}; 0 adds no noise, 1 is the paper's")
+    levels = _levels(sigmas, path)
+    before: Tensor | None = None
+    h_before = math.inf
+    for step, (now, after) in enumerate(pairwise(levels), 1):
+        x_hat = denoise(z, _sigma_like(now, z))
+        h = after.lam - now.lam
+        inside = x_hat
+        if before is not None and math.isfinite(h) and math.isfinite(h_before):
+            inside = x_hat + h / (2 * h_before) * (x_hat - before)
+        if eta == 0 or after.sigma <= eta_above:
+            from_z, from_x = _straight(now, after)
+            z = from_z * z + from_x * inside
+        else:
+            from_z, from_x = after.noise / now.noise * math.exp(-eta * h), -after.alpha * math.expm1(-(1 + eta) * h)
+            z = from_z * z + from_x * inside + after.noise * math.sqrt(-math.expm1(-2 * eta * h)) * _draw(z, generator)
+        before, h_before = x_hat, h
+        if callback:
+            callback(step, len(levels) - 1, x_hat)
+    return z
+
+
 def unipc(
     denoise: Denoise,
     z: Tensor,
@@ -322,12 +363,16 @@ def _corrector_weights(h: float, r: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Solver:
-    """A catalogue entry: the function, its global order (between levels above 0), evaluations a step, whether it draws."""
+    """A catalogue entry: the function, its global order (between levels above 0), evaluations a step, whether it draws.
+
+    `options`: what a `Sampling` says of it beyond the levels.
+    """
 
     solve: Solve
     order: int
     evaluations: int = 1
     stochastic: bool = False
+    options: tuple[str, ...] = ()
 
 
 SOLVERS: dict[str, Solver] = {
@@ -336,5 +381,6 @@ SOLVERS: dict[str, Solver] = {
     "ddim": Solver(ddim, order=1),
     "ddpm": Solver(ddpm, order=1, stochastic=True),
     "dpmpp_2m": Solver(dpmpp_2m, order=2),
+    "dpmpp_2m_sde": Solver(dpmpp_2m_sde, order=1, stochastic=True, options=("eta", "eta_above")),
     "unipc": Solver(unipc, order=3),
 }

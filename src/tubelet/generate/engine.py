@@ -49,6 +49,7 @@ class Cancelled(Exception):  # noqa: N818  not an error: someone asked for it
 class Sampling:
     """How a sample is drawn: solver steps, guidance scale (1 is none) inside an interval of sigma, solver, and timestep shift.
 
+    `eta` and `eta_above` are for solvers that take them (`dpmpp_2m_sde`): how much noise is drawn anew, above which sigma.
     Raises UserError when a value is out of range.
     """
 
@@ -59,6 +60,8 @@ class Sampling:
     shift: float = 1.0
     tokens: int = 0
     """The shift holds for clips of so many tokens and grows with the root of their count; 0: it is the same for all."""
+    eta: float = 1.0
+    eta_above: float = 0.0
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -72,6 +75,8 @@ class Sampling:
             raise UserError(f"the guidance interval must lie in [0, 1], low before high, got {self.interval}; (0, 1) is always")
         if not (math.isfinite(self.shift) and self.shift > 0):
             raise UserError(f"shift must be positive, got {self.shift}; 1 is none")
+        if not (math.isfinite(self.eta) and self.eta >= 0):
+            raise UserError(f"eta must be at least 0, got {self.eta}; 0 draws no noise anew")
 
 
 @dataclass(frozen=True)
@@ -233,7 +238,8 @@ class Engine:
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)  # (B, C, T, H, W)
         network: Any = self.denoiser.begin() if hasattr(self.denoiser, "begin") else self.denoiser  # type: ignore[operator]
-        solve = SOLVERS[sampling.solver].solve
+        solver = SOLVERS[sampling.solver]
+        solve = functools.partial(solver.solve, **{name: getattr(sampling, name) for name in solver.options})
         if sampling.solver == "ddpm" and getattr(self.denoiser, "learned_variances", False):
             # Under guidance the samples come first as the condition has them.
             solve = functools.partial(ddpm, variance=lambda said=network: said.variances()[: len(requests)])

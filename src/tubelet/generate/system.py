@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -545,7 +545,7 @@ def regenerate(settings: Mapping[str, Any], system: System | None = None, *, pro
         )
     if str(system.dtype) != f"torch.{wanted.dtype}":
         raise UserError(f"the film was computed in {wanted.dtype}, this system in {system.dtype}; load it with that dtype")
-    sampling = Sampling(wanted.steps, wanted.guidance, wanted.interval, wanted.solver, wanted.shift, wanted.tokens)
+    sampling = Sampling(**{f.name: getattr(wanted, f.name) for f in fields(Sampling)})
     if wanted.task == "film":
         shots = [Shot(words, frames, cut=number in wanted.cuts) for number, (words, _, frames) in enumerate(wanted.shots)]
         texts = [text for _, text, _ in wanted.shots]
@@ -571,6 +571,8 @@ class _Recorded:
     digest: str
     dtype: str
     tokens: int = 0
+    eta: float = 1.0
+    eta_above: float = 0.0
     loop: bool = False
     task: str = "text"
     shots: tuple[tuple[str, str, int], ...] = ()

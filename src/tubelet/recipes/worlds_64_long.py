@@ -41,7 +41,15 @@ def recipe() -> WorldsRecipe:
         start="runs/worlds-64-decoder/system",
         clips=replace(before.clips, denoiser=200_000, first=100_000_000, kinds=KINDS),
         uniform=True,
-        sampling=replace(before.sampling, guidance=3.0, interval=(0.5, 0.9)),
+        sampling=replace(
+            before.sampling,
+            guidance=2.0,
+            interval=(0.5, 0.9),
+            solver="dpmpp_2m_sde",
+            shift=8.0,
+            eta=3.0,
+            eta_above=0.7,
+        ),
         workers=10,
         denoise=replace(before.denoise, steps=7842, compile=True),
     )

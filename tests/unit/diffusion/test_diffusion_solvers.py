@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tubelet.core.errors import UserError
 from tubelet.diffusion.paths import PATHS, RECTIFIED_FLOW, VPLinear, spaced_sigmas, uniform_sigmas, zero_terminal_snr
-from tubelet.diffusion.solvers import SOLVERS, ddim, ddpm, dpmpp_2m, euler, heun, unipc
+from tubelet.diffusion.solvers import SOLVERS, ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, euler, heun, unipc
 
 MEAN, STD = 0.7, 0.4
 DETERMINISTIC = [name for name, solver in SOLVERS.items() if not solver.stochastic]
@@ -187,6 +187,47 @@ def test_ddim_with_full_noise_is_ancestral(path):
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_without_fresh_noise_the_sde_is_the_flow(path):
+    path = PATHS[path]()
+    sigmas, runs = uniform_sigmas(9), []
+    for solve in (dpmpp_2m, functools.partial(dpmpp_2m_sde, eta=0.0), functools.partial(dpmpp_2m_sde, eta_above=1.0)):
+        runs.append(solve(Gaussian(path), start(), sigmas, path=path, generator=torch.Generator().manual_seed(4)))
+    assert torch.equal(runs[0], runs[1])
+    assert torch.equal(runs[0], runs[2])
+    drawn = functools.partial(dpmpp_2m_sde, eta_above=0.5)
+    run = drawn(Gaussian(path), start(), sigmas, path=path, generator=torch.Generator().manual_seed(4))
+    assert not torch.equal(run, runs[0])
+
+
+def test_one_step_of_the_sde_is_ancestral():
+    sigmas = torch.tensor([0.7, 0.5], dtype=torch.float64)
+    for path in (RECTIFIED_FLOW, VPLinear()):
+        runs = [
+            solve(Gaussian(path), start(), sigmas, path=path, generator=torch.Generator().manual_seed(4))
+            for solve in (dpmpp_2m_sde, ddpm)
+        ]
+        torch.testing.assert_close(runs[0], runs[1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("eta", [1.0, 3.0])
+def test_the_sde_makes_the_data_distribution_whatever_its_noise(eta):
+    """Much noise wants small steps: with 400 of them the flow and the SDE agree."""
+    path, n = VPLinear(), 40_000
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    x = dpmpp_2m_sde(Gaussian(path), z, spaced_sigmas(path, 400), path=path, generator=generator, eta=eta)
+    assert x.mean().item() == pytest.approx(MEAN, abs=0.01)
+    assert x.std().item() == pytest.approx(STD, abs=0.02)
+    corr = torch.corrcoef(torch.stack([z[:, 0], x[:, 0]]))[0, 1].item()
+    assert abs(corr) < 0.2, "where it began is forgotten"
+
+
+def test_the_sdes_noise_is_at_least_none():
+    with pytest.raises(UserError, match="eta must be at least 0"):
+        dpmpp_2m_sde(nonlinear, start(), uniform_sigmas(4), path=RECTIFIED_FLOW, eta=-1.0)
+
+
 def nonlinear(z, sigma):
     return torch.tanh(1.3 * z + sigma) * (1 - 0.5 * sigma)
 
@@ -212,7 +253,7 @@ def test_a_batch_equals_its_singles_bitwise_and_repeats(name, path):
     assert torch.equal(batch, solve(nonlinear, z, sigmas, path=path, generator=generators()))
     once, twice = (solve(nonlinear, z, sigmas, path=path, generator=torch.Generator().manual_seed(9)) for _ in range(2))
     assert torch.equal(once, twice)
-    drawn = name in ("ddpm", "ddim_eta")
+    drawn = name in ("ddpm", "dpmpp_2m_sde", "ddim_eta")
     other = solve(nonlinear, z, sigmas, path=path, generator=torch.Generator().manual_seed(10))
     assert torch.equal(once, other) != drawn
 
