@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -151,6 +152,8 @@ def test_wrong_settings_are_refused(engine: Engine) -> None:
         ({"interval": (0.0, 2.0)}, "interval"),
         ({"shift": 0.0}, "shift"),
         ({"shift": float("inf")}, "shift"),
+        ({"eta": -0.1}, "eta"),
+        ({"eta": float("nan")}, "eta"),
     ):
         with pytest.raises(UserError, match=says):
             Sampling(**wrong)
@@ -167,6 +170,19 @@ def test_wrong_settings_are_refused(engine: Engine) -> None:
         films(engine)
     with pytest.raises(UserError, match="batch"):
         films(engine, RED, batch=0)
+
+
+def test_a_solver_gets_its_options_and_no_other_one_does(engine: Engine) -> None:
+    made = {
+        (solver, eta, above): films(engine, RED, sampling=Sampling(steps=4, solver=solver, eta=eta, eta_above=above))
+        for solver in ("dpmpp_2m", "dpmpp_2m_sde")
+        for eta, above in ((0.0, 0.0), (1.0, 0.0), (3.0, 0.0), (3.0, 0.5))
+    }
+    flow = made["dpmpp_2m", 0.0, 0.0]
+    equal = [key for key, film in made.items() if torch.equal(film, flow)]
+    assert equal == [*(key for key in made if key[0] == "dpmpp_2m"), ("dpmpp_2m_sde", 0.0, 0.0)]
+    drawn = [film for key, film in made.items() if key not in equal]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(drawn, 2))
 
 
 def test_values_that_stop_being_finite_are_found() -> None:

@@ -153,6 +153,8 @@ def test_generate_uses_the_defaults_and_says_all(system: System) -> None:
         "solver": "dpmpp_2m",
         "shift": 1.0,
         "tokens": 0,
+        "eta": 1.0,
+        "eta_above": 0.0,
         "system": "tiny",
         "digest": system.digest,
         "dtype": "float32",
