@@ -44,6 +44,9 @@ from tubelet.text import build_text
 from tubelet.text.base import TextEncoder
 from tubelet.text.expand import Expander, RuleExpander
 
+EDITS_GUIDED = 1.5
+"""How much more strongly than films from words alone edits are guided: what stays of the film speaks against the words."""
+
 
 @dataclass(frozen=True)
 class Shot:
@@ -204,8 +207,9 @@ class System:
         words count. `into`: a second film of the same size; the first turns into it. `size`: make it so large; the small film
         says where things are, the network how they look (its latents are resized, noised and denoised).
 
-        Below strength 1 guidance acts down to the end, wherever the system's interval begins: less noise than that is all
-        that an edit starts from. Raises UserError as `generate`, and when the films do not fit.
+        Below strength 1 guidance acts down to the end, wherever the system's interval begins, since less noise than that is all
+        that an edit starts from, and `EDITS_GUIDED` times as strongly unless it is said. Raises UserError as `generate`, and
+        when the films do not fit.
         """
         latents = [self._encoded(one) for one in (film, into) if one is not None]  # (1, C, T, H, W) each
         size = film.size if size is None else size
@@ -213,6 +217,8 @@ class System:
         latents = [resized(one, (shape[2], shape[3])) for one in latents]
         given = edit(latents[0], strength) if into is None else blend(latents[0], latents[1], strength)
         low, high = self.config.defaults.interval
+        if guidance is None and strength < 1:
+            guidance = EDITS_GUIDED * self.config.defaults.guidance
         return self._batch(
             [prompt],
             [seed],

@@ -249,5 +249,10 @@ def test_an_edit_is_guided_down_to_the_end(system: System) -> None:
     above = dataclasses.replace(system, config=dataclasses.replace(system.config, defaults=defaults))
     assert above.edit(picture(3), WORDS, 0.4, seed=1).settings["interval"] == [0.0, 0.9]
     assert above.edit(picture(3), WORDS, 1.0, seed=1).settings["interval"] == [0.5, 0.9]
+    guided = [
+        above.edit(picture(3), WORDS, s, seed=1, guidance=g).settings["guidance"]
+        for s, g in ((0.4, None), (1.0, None), (0.4, 2.0))
+    ]
+    assert guided == [4.5, 3.0, 2.0]
     unguided = above.edit(picture(3), WORDS, 0.4, seed=1, guidance=1.0)
     assert not torch.equal(unguided.video.pixels, above.edit(picture(3), WORDS, 0.4, seed=1).video.pixels)
