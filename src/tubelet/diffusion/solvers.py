@@ -243,21 +243,7 @@ def dpmpp_2m(
     Lu et al. 2022 (2211.01095), algorithm 2. The first step, one after an infinite log-SNR and the one to sigma 0 have no
     finite line to extrapolate along and hold x_hat constant; on rectified flow, from 1 to 0, the whole stays of order 2.
     """
-    levels = _levels(sigmas, path)
-    before: Tensor | None = None
-    h_before = math.inf
-    for step, (now, after) in enumerate(pairwise(levels), 1):
-        x_hat = denoise(z, _sigma_like(now, z))
-        h = after.lam - now.lam
-        from_z, from_x = _straight(now, after)
-        inside = x_hat
-        if before is not None and math.isfinite(h) and math.isfinite(h_before):
-            inside = x_hat + h / (2 * h_before) * (x_hat - before)
-        z = from_z * z + from_x * inside
-        before, h_before = x_hat, h
-        if callback:
-            callback(step, len(levels) - 1, x_hat)
-    return z
+    return dpmpp_2m_sde(denoise, z, sigmas, path=path, callback=callback, eta=0.0)
 
 
 def dpmpp_2m_sde(
@@ -273,12 +259,11 @@ def dpmpp_2m_sde(
 ) -> Tensor:
     """SDE-DPM-Solver++(2M): `dpmpp_2m` with some of the noise drawn anew in each step. One evaluation a step.
 
-    Lu et al. 2022 (2211.01095), section 5: of the reverse SDE in place of the probability flow, so that what is decided early
-    can still be taken back. `eta` scales the SDE's fresh noise (Karras et al. 2022, eq. 6, whose beta it is in units of their
-    ancestral one): 0 is `dpmpp_2m`, 1 the paper's. Steps that end at or below sigma `eta_above` follow the flow, as does the
-    one to sigma 0. Raises UserError unless eta is at least 0.
+    Lu et al. 2022 (2211.01095), their solver of the reverse SDE in place of the probability flow: what is decided early can
+    still be taken back. `eta` scales the log-SNR that noise drawn anew makes up for: 0 is the flow, 1 the paper's. Steps that
+    end at or below sigma `eta_above` follow the flow, as does the one to sigma 0. Raises UserError unless eta is at least 0.
     """
-    if eta < 0:
+    if not eta >= 0:
         raise UserError(f"eta must be at least 0, got {eta}; 0 adds no noise, 1 is the paper's")
     levels = _levels(sigmas, path)
     before: Tensor | None = None

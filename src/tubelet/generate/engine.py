@@ -77,6 +77,8 @@ class Sampling:
             raise UserError(f"shift must be positive, got {self.shift}; 1 is none")
         if not (math.isfinite(self.eta) and self.eta >= 0):
             raise UserError(f"eta must be at least 0, got {self.eta}; 0 draws no noise anew")
+        if not 0 <= self.eta_above <= 1:
+            raise UserError(f"eta_above must lie in [0, 1], got {self.eta_above}; 0 draws noise anew in every step")
 
 
 @dataclass(frozen=True)

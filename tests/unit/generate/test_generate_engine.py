@@ -154,6 +154,8 @@ def test_wrong_settings_are_refused(engine: Engine) -> None:
         ({"shift": float("inf")}, "shift"),
         ({"eta": -0.1}, "eta"),
         ({"eta": float("nan")}, "eta"),
+        ({"eta_above": 1.5}, "eta_above"),
+        ({"eta_above": float("nan")}, "eta_above"),
     ):
         with pytest.raises(UserError, match=says):
             Sampling(**wrong)
