@@ -45,6 +45,20 @@ def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     return cls(**{n: _convert(hints[n], v, f"{cls.__name__}.{n}") for n, v in values.items()})
 
 
+def filled(config: Any, kept: Any) -> dict[str, Any]:
+    """Settings kept beside a run, as JSON values, with those that its version did not know yet at what `config`'s class gives.
+
+    What this version cannot read is returned as it is, what is no object as an empty one: both differ from whatever they are
+    compared with.
+    """
+    if not isinstance(kept, Mapping):
+        return {}
+    try:
+        return to_dict(from_dict(type(config), kept))
+    except UserError:
+        return dict(kept)
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from torch import nn
 from tubelet import recipes
 from tubelet.core.config import from_dict, to_dict
 from tubelet.core.errors import UserError
+from tubelet.core.files import write_json
 from tubelet.core.types import Strides
 from tubelet.generate.system import load
 from tubelet.recipes import RECIPES, load_recipe, run
-from tubelet.recipes.lineage import macs_of
+from tubelet.recipes.lineage import compare, macs_of
 from tubelet.recipes.native_sizes import markdown, whole
 from tubelet.recipes.worlds import (
     CODEC_SEED,
@@ -251,6 +253,28 @@ def test_a_folder_that_holds_no_work_is_claimed_anew(tmp_path: Path) -> None:
     other._claim(tmp_path)
     with pytest.raises(UserError, match="other settings of 'clips'"):
         recipe._claim(tmp_path)
+
+
+def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(tmp_path: Path) -> None:
+    recipe = load_recipe("smoke")
+    recipe._claim(tmp_path)
+    (tmp_path / "shard-00000.tar").write_bytes(b"whole")
+    kept = json.loads((tmp_path / "recipe.json").read_text())
+    assert kept["clips"].pop("square") is False
+    write_json(tmp_path / "recipe.json", kept)
+    recipe._claim(tmp_path)
+    with pytest.raises(UserError, match="other settings of 'clips'"):
+        replace(recipe, clips=replace(recipe.clips, square=True))._claim(tmp_path)
+
+    experiment, folder = load_recipe("unet-or-dit"), tmp_path / "experiment"
+    kept = to_dict(experiment)
+    assert kept["sampling"].pop("eta") == 1.0
+    folder.mkdir()
+    write_json(folder / "settings.json", kept)
+    stopped = {"a row": lambda _: None}
+    assert compare(folder, experiment, stopped, [], ["a row"]) == folder
+    with pytest.raises(UserError, match="other settings of 'sampling'"):
+        compare(folder, replace(experiment, sampling=replace(experiment.sampling, eta=2.0)), stopped, [], [])
 
 
 def test_both_arms_of_the_size_experiment_differ_in_the_crop_alone() -> None:
