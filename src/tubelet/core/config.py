@@ -7,9 +7,11 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tubelet.core.errors import UserError
+from tubelet.core.files import read_json
 
 ConfigT = TypeVar("ConfigT")
 
@@ -43,6 +45,17 @@ def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     if missing:
         raise UserError(f"{cls.__name__} needs the setting {missing[0]!r}; add it")
     return cls(**{n: _convert(hints[n], v, f"{cls.__name__}.{n}") for n, v in values.items()})
+
+
+def from_file(cls: type[ConfigT], path: str | Path) -> ConfigT:
+    """Build a dataclass from a JSON file. Raises UserError, which names the file, where `read_json` or `from_dict` does."""
+    values = read_json(path)
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path} must hold an object with settings; restore it from its source")
+    try:
+        return from_dict(cls, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}, or restore the file from its source") from error
 
 
 def filled(config: Any, kept: Any) -> dict[str, Any]:

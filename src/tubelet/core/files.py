@@ -56,12 +56,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def held(folder: str | Path) -> Iterator[None]:
     """Keep other processes that ask for the same out of a folder, which is made; the system lets go when a process ends.
 
-    Advisory: where the system or the disk has no such locks, nobody is kept out. A folder that was made here and is still empty
-    in the end goes again. Raises UserError when another process is at work there or the folder cannot be written.
+    Advisory: where the system or the disk has no such locks, nobody is kept out. Folders that were made here and are empty in
+    the end go again. Raises UserError when another process is at work there or the folder cannot be written.
     """
     path = Path(folder) / LOCK
     try:
-        made = not path.parent.exists()
+        made = [place for place in path.parents if not place.exists()]  # innermost first
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
@@ -78,7 +78,9 @@ def held(folder: str | Path) -> Iterator[None]:
         os.close(handle)
         if made and os.listdir(path.parent) == [LOCK]:
             path.unlink()
-            path.parent.rmdir()
+            with contextlib.suppress(OSError):  # somebody else has put something there meanwhile
+                for place in made:
+                    place.rmdir()
 
 
 def write_json(path: str | Path, value: Any) -> None:

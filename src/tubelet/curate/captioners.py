@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tubelet.core.config import from_dict, to_dict
+from tubelet.core.config import from_file, to_dict
 from tubelet.core.errors import UserError
 from tubelet.core.files import read_json, sha256, write_json
 from tubelet.core.types import Video
@@ -217,7 +217,7 @@ def load_captioner(folder: str | Path, device: str = "auto") -> CoCaCaptioner:
     values = read_json(path)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise UserError(f"{path} is not a {FORMAT} captioner; use one that this version of tubelet wrote")
-    config = from_dict(CaptionerConfig, values)
+    config = from_file(CaptionerConfig, path)
     for name in (WEIGHTS_FILE, TOKENIZER_FILE):
         file = path.with_name(name)
         if not file.is_file() or sha256(file) != config.files.get(name):

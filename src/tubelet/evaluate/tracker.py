@@ -301,8 +301,9 @@ def templates(short: int) -> Templates:
                     for picture in (sharp, _blurred(sharp)):
                         # The tracker drops thin coverage; templates must lose the same rim.
                         kept = np.where(picture >= 0.3, picture, 0.0)
-                        pictures.append(_normalised(kept[None])[0])
-                        owners.append(i)
+                        if kept.any():  # of the smallest ring on 16 pixels the blurred picture keeps nothing
+                            pictures.append(_normalised(kept[None])[0])
+                            owners.append(i)
                     area[i, j] += np.where(sharp >= 0.3, sharp, 0.0).sum() / short**2 / len(turns.get(shape, [0])) / 2
     return Templates(np.stack(pictures).reshape(len(pictures), -1), np.array(owners), area)
 

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tubelet.core.config import from_dict, to_dict
+from tubelet.core.config import from_file, to_dict
 from tubelet.core.errors import UserError
-from tubelet.core.files import read_json, whole_file, write_json
+from tubelet.core.files import whole_file, write_json
 from tubelet.core.log import note
 from tubelet.core.weights import load_module, save_module
 from tubelet.data.stream import TensorSource
@@ -129,7 +129,7 @@ def load_clip(folder: str | Path) -> tuple[CLIP, Tokenizer]:
     folder = Path(folder)
     if not (folder / "clip.json").exists():
         raise UserError(f"{folder} holds no finished run of retrieval; tubelet train retrieval makes one in runs/retrieval")
-    model = CLIP(from_dict(CLIPConfig, read_json(folder / "clip.json")))
+    model = CLIP(from_file(CLIPConfig, folder / "clip.json"))
     load_module(folder / "clip.safetensors", model)
     return model.eval(), Tokenizer.load(folder / "tokenizer.json")
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from tubelet.codecs.losses import to_pixels
 from tubelet.codecs.tokenizer import TokenizerConfig, VideoTokenizer, usage
-from tubelet.core.config import from_dict, to_dict
+from tubelet.core.config import from_file, to_dict
 from tubelet.core.errors import UserError
 from tubelet.core.files import read_json, write_json
 from tubelet.core.types import Video
@@ -240,7 +240,7 @@ def train_tokenizer(
 
 def load_tokenizer(place: Path) -> VideoTokenizer:
     """The tokenizer that `train_tokenizer` has left. Raises UserError when there is none."""
-    tokenizer = VideoTokenizer(from_dict(TokenizerConfig, read_json(place / "tokenizer.json")))
+    tokenizer = VideoTokenizer(from_file(TokenizerConfig, place / "tokenizer.json"))
     load_module(place / "tokenizer.safetensors", tokenizer)
     return tokenizer.eval()
 

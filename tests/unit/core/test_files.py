@@ -44,6 +44,14 @@ def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
 def test_a_held_folder_in_which_nothing_is_made_goes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with held(tmp_path / "empty"):
         pass
+    with held(tmp_path / "runs" / "a" / "b"):
+        pass
+    assert not (tmp_path / "runs").exists()
+    with held(tmp_path / "runs" / "a" / "b"):
+        (tmp_path / "runs" / "other").mkdir()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
+    (tmp_path / "runs" / "other").rmdir()
+    (tmp_path / "runs").rmdir()
     with held(tmp_path / "full"):
         (tmp_path / "full" / "a").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["full"]

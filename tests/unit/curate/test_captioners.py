@@ -136,7 +136,7 @@ def test_a_folder_is_loaded_as_it_was_saved(folder: Path) -> None:
         (lambda f: (f / "captioner.safetensors").write_bytes(b"other"), "missing or is not the one"),
         (lambda f: (f / "tokenizer.json").unlink(), "missing or is not the one"),
         (lambda f: train(["abcabd"] * 99, 400).save(f / "tokenizer.json"), "missing or is not the one"),
-        (lambda f: _change(f, "speed", 3), "no setting 'speed'"),
+        (lambda f: _change(f, "speed", 3), r"captioner.json: CaptionerConfig has no setting 'speed'"),
         (lambda f: _change(f, "fps", -1.0), "at a rate above 0"),
     ],
 )

@@ -41,6 +41,14 @@ def test_place_area_shape_and_size_are_read(shape, size, side):
         assert tracker.trackable(one, shape, size)
 
 
+def test_sixteen_pixels_are_enough_for_colours_and_sizes():
+    # The smallest ring is a pixel wide here: of its blurred template nothing is left.
+    for size in RADIUS:
+        found = tracker.track(film("ball", size, "blue", 16))["blue"]
+        assert tracker.shape_and_size(found) is not None
+        assert tracker.shape_and_size(found)[1] == size
+
+
 def test_box_edges_are_sub_pixel():
     one = tracker.track(film("square", "large", "blue", angles=(0.0, 0.0)))["blue"]
     half = 0.86 * 0.14 * 64
