@@ -64,7 +64,7 @@ def test_the_same_generator_gives_the_same_loss_and_gradients_reach_both_network
     torch.manual_seed(99)  # global randomness plays no part
     again = objective(model, batch, rng())
     assert all(torch.equal(first[name], again[name]) for name in first.keys() | again.keys())
-    assert float(objective(model, batch, rng(1))["loss"]) != float(first["loss"])
+    assert objective(model, batch, rng(1))["loss"].item() != first["loss"].item()
     assert {"loss", "loss/sigma_q0", "loss/sigma_q3"} <= set(first)
     first["loss"].backward()
     for part in (model.text, model.denoiser):
@@ -103,12 +103,12 @@ def test_pictures_are_the_first_latent_frame(model: Watching, batch: dict) -> No
 
 def test_the_foreground_weighs_more(model: Watching, batch: dict) -> None:
     objective = TextToVideoObjective(image_share=0.0, foreground=1.0)
-    plain = float(objective(model, batch, rng())["loss"])
+    plain = objective(model, batch, rng())["loss"].item()
     batch["foreground"] = torch.full_like(batch["foreground"], 255)
-    even = float(TextToVideoObjective(image_share=0.0, foreground=4.0)(model, batch, rng())["loss"])
+    even = TextToVideoObjective(image_share=0.0, foreground=4.0)(model, batch, rng())["loss"].item()
     assert even == pytest.approx(plain, rel=1e-5), "the same weight everywhere changes nothing"
     batch["foreground"][:, :, 2:] = 0
-    uneven = float(TextToVideoObjective(image_share=0.0, foreground=4.0)(model, batch, rng())["loss"])
+    uneven = TextToVideoObjective(image_share=0.0, foreground=4.0)(model, batch, rng())["loss"].item()
     assert uneven != pytest.approx(plain, rel=1e-5)
 
 
