@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -269,3 +274,43 @@ def test_products_leave_fp32_and_long_sequences_to_the_fused_kernel() -> None:
 def test_fast_attention_is_taken_by_the_process() -> None:
     use_fast_attention()
     assert attention_room._backend is attention_as_products
+
+
+FAULTS = """
+import json, resource, sys, torch
+from tubelet.runtime.cpu import keep_freed_memory
+scores = torch.zeros(4, 272, 272, dtype=torch.bfloat16)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        scores.float().softmax(-1)  # 1.2 MiB, twice
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20
+faults()
+plain = faults()
+taken = keep_freed_memory()
+faults()
+print(json.dumps([plain, taken, faults()]))
+"""
+
+
+def pages_asked_for(**environment: str) -> tuple[float, bool, float]:
+    """Pages that the system hands out in a product and a softmax, before and after; and whether the advice was taken."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], env={**clean, **environment}, capture_output=True, text=True, check=True
+    )
+    plain, taken, kept = json.loads(done.stdout)
+    return plain, taken, kept
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is another library's")
+def test_freed_memory_is_kept_for_the_next_tensors() -> None:
+    plain, taken, kept = pages_asked_for()
+    assert taken
+    assert kept <= plain / 10, "of 600 pages of 4 KiB nearly none"
+
+
+def test_a_heap_that_the_environment_has_set_stays_as_it_is() -> None:
+    plain, taken, kept = pages_asked_for(MALLOC_TRIM_THRESHOLD_=str(1 << 17), MALLOC_MMAP_THRESHOLD_=str(1 << 17))
+    assert not taken
+    assert kept >= plain / 2
