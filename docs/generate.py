@@ -125,25 +125,50 @@ FIGURES = (
 
 
 def readme() -> str:
-    """README.md with its tables of figures as docs/worlds-64.json has them; the rest is written by hand."""
+    """README.md with its tables of figures as docs/worlds-64.json has them, and docs/worlds-64-as-written.json those of prompts
+    that nothing rewrites; the rest is written by hand."""
     figures = json.loads((HERE / "worlds-64.json").read_text(encoding="utf-8"))
+    written = json.loads((HERE / "worlds-64-as-written.json").read_text(encoding="utf-8"))
 
-    def cells(names: Iterable[str]) -> list[str]:
-        return [f"{figures[name]:.2f}" if name in figures else "" for name in names]
+    def cells(names: Iterable[str], of: dict[str, float] = figures) -> list[str]:
+        return [f"{of[name]:.2f}" if name in of else "" for name in names]
 
     def worst(name: str) -> str:
         controls = [figures[at] for split in ("in", "held_out") if (at := f"{name}/{split}/control") in figures]
         return f"{max(controls):.2f}" if controls else ""
 
     beside = ("in", "held_out", "in/floor", "in/ceiling", "in/chance")
-    rows = [(said, *cells(f"{name}/{what}" for what in beside), worst(name), goal) for said, name, goal in FIGURES]
-    head = ("", "films", "held-out", "truth", "truth through the codec", "chance", "worst violated control", "goal")
+    rows = [
+        (
+            said,
+            *cells(f"{name}/{what}" for what in beside),
+            worst(name),
+            goal,
+            " / ".join(cells((f"{name}/in", f"{name}/held_out"), written)),
+        )
+        for said, name, goal in FIGURES
+    ]
+    head = (
+        "",
+        "films",
+        "held-out",
+        "truth",
+        "truth through the codec",
+        "chance",
+        "worst violated control",
+        "goal",
+        "prompts as written",
+    )
     named = dict.fromkeys(name.split("/")[1] for name in figures if name.startswith("kind/"))
     kinds = sorted(named, key=lambda kind: -figures[f"kind/{kind}/in"])
-    shares = [cells(f"kind/{kind}/{split}" for kind in kinds) for split in ("in", "held_out")]
+    shares = [
+        (said, *cells((f"kind/{kind}/{split}" for kind in kinds), of))
+        for of, names in ((figures, ("films", "held-out")), (written, ("films, prompts as written", "held-out, as written")))
+        for split, said in zip(("in", "held_out"), names, strict=True)
+    ]
     parts = {
         "figures": table(head, rows),
-        "kinds": table(("", *kinds), (("films", *shares[0]), ("held-out", *shares[1]))),
+        "kinds": table(("", *kinds), shares),
     }
     return filled("../README.md", parts)
 

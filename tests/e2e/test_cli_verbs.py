@@ -20,10 +20,12 @@ from tubelet.catalogue import MODELS
 from tubelet.cli import VERBS
 from tubelet.core.errors import UserError
 from tubelet.core.files import held
+from tubelet.evaluate import report
 from tubelet.generate import system
 from tubelet.media import sheet
 from tubelet.recipes import RECIPES
 from tubelet.serve import supervisor
+from tubelet.text.expand import RuleExpander
 from tubelet.worlds import WORLDS
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -103,6 +105,18 @@ def test_evaluate_prints_one_flat_object(tubelet, refused, tiny: Path, tmp_path:
     assert "must end in .png" in refused("evaluate", tiny, "--sheet", "a.mp4")
 
 
+@pytest.mark.parametrize("evaluation", [(), ("--human",)])
+def test_prompts_are_judged_as_generate_would_take_them(tubelet, monkeypatch: pytest.MonkeyPatch, evaluation: tuple) -> None:
+    asked: list[object] = []
+    for name in ("evaluate_system", "evaluate_human"):
+        monkeypatch.setattr(report, name, lambda *_, expander, **__: asked.append(expander) or {})
+    for words in ((), ("--no-expand",)):
+        assert tubelet("evaluate", "worlds-64", *evaluation, *words, "--json").code == 0
+    expanded, as_written = asked
+    assert isinstance(expanded, RuleExpander)
+    assert as_written is None
+
+
 def test_figures_come_before_a_sheet_that_fails(tubelet, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise UserError("the disk is full; make room")
@@ -140,10 +154,10 @@ def test_a_sheet_that_cannot_be_written_is_refused_before_any_work(
     [
         ("--human", ("--n", 30)),
         ("--tasks", ("--samples", 2)),
-        ("--tasks", ("--expand",)),
+        ("--tasks", ("--no-expand",)),
         ("--sizes", ("--samples", 2)),
         ("--splits", ("--sheet", "a.png")),
-        ("--sizes", ("--expand",)),
+        ("--sizes", ("--no-expand",)),
         ("--sizes", ("--sheet", "a.png")),
     ],
 )

@@ -56,8 +56,8 @@ class Evaluate:
     """Films per prompt."""
     human: Annotated[bool, arg(help_behavior_hint="")] = False
     """Evaluate the 30 human prompts instead."""
-    expand: Annotated[bool, arg(help_behavior_hint="")] = False
-    """Expand the prompts first, as `generate` does."""
+    expand: Annotated[bool, arg(help_behavior_hint="")] = True
+    """Judge films of the prompts as they are, not of what `generate` makes of them first."""
     tasks: Annotated[bool, arg(help_behavior_hint="")] = False
     """Evaluate every task instead: pictures that move, extension, connection, loops, inpainting, edits, long films."""
     only: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TASK", help_behavior_hint="(repeatable)")] = ()
@@ -118,12 +118,12 @@ class Evaluate:
 
     def _refuse_unused(self) -> None:
         """An option that the evaluation has no use for is no option."""
-        given = {"--n": self.n, "--samples": self.samples, "--expand": self.expand or None, "--sheet": self.sheet}
+        given = {"--n": self.n, "--samples": self.samples, "--no-expand": None if self.expand else True, "--sheet": self.sheet}
         unused = {
             "--human": ("--n",) if self.human else (),
-            "--tasks": ("--samples", "--expand") if self.tasks else (),
-            "--sizes": ("--samples", "--expand", "--sheet") if self.sizes else (),
-            "--splits": ("--samples", "--expand", "--sheet") if self.splits else (),
+            "--tasks": ("--samples", "--no-expand") if self.tasks else (),
+            "--sizes": ("--samples", "--no-expand", "--sheet") if self.sizes else (),
+            "--splits": ("--samples", "--no-expand", "--sheet") if self.splits else (),
         }
         for evaluation, names in unused.items():
             for name in names:
