@@ -87,12 +87,10 @@ class Import:
         if self.json:
             print_json({"out": self.out, **vars(found)})
         else:
-            left = ", ".join(f"{count} {reason}" for reason, count in found.dropped.items() if count)
-            unread = f"; {len(found.unread)} could not be read to their end" if found.unread else ""
-            print(
-                f"{self.out}  {found.clips} clips of {found.films} films"
-                + (f" (left out: {left}{unread})" if left or unread else "")
-            )
+            parts = [", ".join(f"{count} {reason}" for reason, count in found.dropped.items() if count)]
+            parts.append(f"{len(found.unread)} could not be read to their end" if found.unread else "")
+            left = "; ".join(part for part in parts if part)
+            print(f"{self.out}  {found.clips} clips of {found.films} films" + (f" (left out: {left})" if left else ""))
 
 
 @dataclass(frozen=True)

@@ -105,14 +105,20 @@ def footage(sources: Sequence[str | Path], folder: str | Path, look: Look | None
     """
     folder, look = Path(folder), look or Look()
     films = films_of(sources)
+    captions = [captions_beside(path) for path, _ in films]
+    begun = asdict(look) | {
+        "films": [name for _, name in films],
+        # A film or its captions may change under the same name: what is written already would not follow.
+        "contents of films": [path.stat().st_size if path.exists() else 0 for path, _ in films],
+        "captions": hashlib.sha256(json.dumps(captions).encode()).hexdigest(),
+    }
     dropped, unread, seen = Counter[str](), dict[str, str](), Seen(look.alike)
     with (
-        _claimed(folder, {**asdict(look), "films": [name for _, name in films]}),
+        _claimed(folder, begun),
         ShardWriter(folder) as writer,
         progress("reading films", "films") as advance,
     ):
-        for done, (path, name) in enumerate(films, start=1):
-            captions = captions_beside(path)
+        for done, ((path, name), said) in enumerate(zip(films, captions, strict=True), start=1):
             known = hashlib.sha256(name.encode()).hexdigest()[:16]
             try:
                 for begin, clip in stretches(path, look):
@@ -122,7 +128,7 @@ def footage(sources: Sequence[str | Path], folder: str | Path, look: Look | None
                         continue
                     key = f"{known}-{round(begin * look.fps):06d}"
                     if key not in writer:
-                        meta = {"fps": look.fps, "film": name, "begin": begin} | ({"captions": captions} if captions else {})
+                        meta = {"fps": look.fps, "film": name, "begin": begin} | ({"captions": said} if said else {})
                         writer.add(Record(key, {"video": torch.from_numpy(clip)}, meta))
             except Unreadable as error:
                 unread[name] = str(error)
@@ -262,6 +268,9 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             raise UserError(f"{folder} holds something else already; choose a folder that is new or empty")
         write_json(path, settings)
     begun = read_json(path)
-    changed = [name for name in settings if not isinstance(begun, dict) or begun.get(name) != settings[name]]
+    if not isinstance(begun, dict) or "films" not in begun:
+        raise UserError(f"{path} does not say what {folder} was begun with; use another folder")
+    # What is missing, an earlier version did not ask.
+    changed = [name for name in settings if begun.get(name, settings[name]) != settings[name]]
     if changed:
         raise UserError(f"{folder} was begun with other {changed[0]}; use another folder, or what it was begun with")

@@ -24,7 +24,9 @@ from tubelet.generate.folder import (
     DENOISER_FILE,
     DENOISERS,
     DTYPES,
+    SYSTEM_FILE,
     TEXT_FILE,
+    TOKENIZER_FILE,
     SystemConfig,
     filled,
     find,
@@ -523,6 +525,11 @@ def load(name_or_path: str | Path, device: str = "auto", dtype: str | None = Non
         text = filled(text, files[TEXT_FILE], place, precision)
     else:
         text = build_text(config.text.name, config.text.config, folder).to(place).eval()
+    told = {TEXT_FILE: not text.trainable or files[TEXT_FILE]}
+    told[TOKENIZER_FILE] = not hasattr(getattr(text, "tokenizer", None), "save") or TOKENIZER_FILE in config.files
+    for file, there in told.items():
+        if not there:  # what nobody has trained, or verified, would be read
+            raise UserError(f"{folder / SYSTEM_FILE} lists no {file}; restore it from its source")
     if place.type == "cpu":
         for network in (codec, denoiser, text):
             accelerate(network)

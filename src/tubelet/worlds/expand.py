@@ -13,7 +13,7 @@ from typing import Any
 
 from tubelet.core.errors import UserError
 from tubelet.worlds.base import Episode, World
-from tubelet.worlds.grammar import compose, parse
+from tubelet.worlds.grammar import COLOR_WORDS, SHAPE_WORDS, compose, parse
 from tubelet.worlds.persist2d import Persist2D
 from tubelet.worlds.phys2d import Phys2D
 from tubelet.worlds.unread import unread
@@ -22,13 +22,34 @@ Scene = dict[str, Any]
 TRIES = 24
 """Seeds tried until a scene has all that its prompt names."""
 ROOMS: tuple[World, ...] = (Phys2D(), Persist2D())
+_TINGED = {
+    "reddish": "red",
+    "orangish": "orange",
+    "orangey": "orange",
+    "yellowish": "yellow",
+    "greenish": "green",
+    "bluish": "blue",
+    "blueish": "blue",
+    "purplish": "purple",
+    "pinkish": "pink",
+}
+_TINGES = re.compile(rf"\b({'|'.join(_TINGED)})\b", re.IGNORECASE)
+_SHARED = re.compile(  # "a red and a blue ball"
+    r"\b(an?|the|one) ({colours}) and (an?|the|one|another) ({colours}) ({shapes})\b".format(
+        colours="|".join(word for words in COLOR_WORDS.values() for word in words),
+        shapes="|".join(word for words in SHAPE_WORDS.values() for word in words),
+    ),
+    re.IGNORECASE,
+)
 _MARKS = re.compile(r"\b(line|stripe|stroke|brushstroke|circle|ring|loop|hoop)s?\b")
 
 
 def parse_scene(prompt: str) -> Scene | None:
     """The scene that a prompt names, or None when it names no event of these worlds, or something that they cannot show."""
-    scene = parse(prompt)
-    if "kind" not in scene or unread(prompt, scene) is not None:
+    read = _TINGES.sub(lambda found: _TINGED[found[1].lower()], prompt)
+    read = _SHARED.sub(r"\1 \2 \5 and \3 \4 \5", read)
+    scene = parse(read)
+    if "kind" not in scene or unread(read, scene) is not None:
         return None
     return {**scene, "prompt": prompt}
 

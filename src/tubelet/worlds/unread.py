@@ -1,4 +1,5 @@
-"""What a prompt says that the worlds cannot show: a thing, a colour or a number that they have not, or a "not".
+"""What a prompt says that the worlds cannot show: a thing, a colour or a number that they have not, a way that nothing goes
+here, or a "not".
 
 A prompt with such a word is better left alone than rewritten into another scene. What only describes ("a shiny red ball
 bounces happily") is passed over; a noun is known by where it stands, after an article, a colour or a size.
@@ -48,7 +49,8 @@ _SIGNS = re.compile("|".join([*(pattern for _, pattern in KIND_SIGNS), *MOTION_S
 _OTHER_COLORS = _words(
     "black white gray grey brown silver magenta indigo maroon beige tan ivory khaki olive mauve lavender bronze copper "
     "burgundy rainbow multicolored multicoloured colorless colourless transparent invisible striped spotted dotted "
-    "checkered"
+    "checkered lime cerulean amber mint charcoal coral salmon mustard ochre peach cream vermilion chartreuse ultramarine rust "
+    "slate ebony taupe sepia sienna"
 )
 _PALE = _words("white gray grey")
 """Colours that the worlds' surroundings may be said to have."""
@@ -99,6 +101,27 @@ _NO_NOUNS = _ARTICLES | _MANY | _FILLERS | _COUNTS
 PHRASE = 12
 """Words that a noun phrase has at most."""
 
+_WALLS = r"walls?|barriers?|panels?|screens?"
+_THINGS = "|".join(sorted(_SHAPES | _GENERIC))
+# What a kind of event has no room for: a way that it never goes, a wall that is hit or gone through, paint that is taken away.
+_NEVER = {
+    kinds: re.compile(rf"\b(?:{before})(?: straight)? ({after})\b")
+    for kinds, before, after in (
+        (("slide", "occlude", "collision", "billiard"), MOTION_SIGNS["slide"], "up|upwards?|down|downwards?"),
+        (("fall",), MOTION_SIGNS["fall"], "up|upwards?"),
+        (("parabola",), MOTION_SIGNS["parabola"], "down|downwards?"),
+        (("collision",), rf"(?:{MOTION_SIGNS['collision']})(?: against| into)?(?: an?| the)?(?: \w+)?", _WALLS),
+        (("slide", "fall", "bounce", "parabola"), r"through(?: an?| the)?(?: \w+)?", _WALLS),
+    )
+}
+_UNDONE = re.compile(r"\b(?:eras|wip|remov|unpaint)(?:es?|ed|ing|s)\b")
+# One thing moves in these; another one may only stand by.
+_ALONE = ("slide", "fall", "bounce", "parabola", "occlude")
+_MOTION = "|".join(MOTION_SIGNS[kind] for kind in ("fall", "bounce", "slide"))
+_TOGETHER = re.compile(rf"\b(?:{_THINGS}) (?:both |all )?(fall|drop|bounce|hop|slide|glide|roll|move|drift|go)\b")
+_ASKED = re.compile(r"\b(?:make|let|lets|see|watch|show|have)\b")  # "make a ball fall" says so of one
+_EACH = re.compile(rf"\b(?:{_THINGS}) (?:\w+ly )?({_MOTION})\b")
+
 
 def unread(prompt: str, scene: Scene) -> str | None:
     """The first word of a prompt, read as `scene` (`grammar.parse`, with a kind), that the worlds cannot do justice to; None
@@ -106,6 +129,8 @@ def unread(prompt: str, scene: Scene) -> str | None:
     words = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+(?:\.\d+)?|[.,;:!?]", prompt.lower().replace("’", "'"))
     kind = scene["kind"]
     things = {"paint": _MARKS | _STROKES, "eat": _FOODS}.get(kind, _SHAPES | _GENERIC)
+    if wrong := _contrary(" ".join(words), scene):
+        return wrong
     nouns = things | _SURROUNDINGS | _REST | _PERSONS
     adjectives = frozenset(_COLORS) | _SIZES | _MOTIONS | _SPEEDS | _OTHER_COLORS
     verbs = {word for word in words if _SIGNS.fullmatch(word)}
@@ -132,6 +157,22 @@ def unread(prompt: str, scene: Scene) -> str | None:
             return wrong
         if (word in _MANY or re.fullmatch(r"[5-9]|\d\d+", word)) and _counted(words, place, counted):
             return word
+    return None
+
+
+def _contrary(said: str, scene: Scene) -> str | None:
+    """The word that asks for what no event of the scene's kind does; None where there is none."""
+    kind, objects = scene["kind"], scene.get("objects", ())
+    for kinds, never in _NEVER.items():
+        if kind in kinds and (found := never.search(said)):
+            return found[1]
+    if kind == "paint" and (found := _UNDONE.search(said)):
+        return found[0]
+    if kind in _ALONE and len(objects) > 1:
+        if (found := _TOGETHER.search(said)) and not _ASKED.search(said):
+            return found[1]
+        if len(each := _EACH.findall(said)) > 1:
+            return each[1]
     return None
 
 

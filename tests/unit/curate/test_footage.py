@@ -11,7 +11,7 @@ import pytest
 
 from tubelet.core.errors import UserError
 from tubelet.curate import footage as room
-from tubelet.curate.footage import Look, Seen, captions_beside, films_of, footage, refused, stretches
+from tubelet.curate.footage import CLAIM, Look, Seen, captions_beside, films_of, footage, refused, stretches
 from tubelet.data.shards import ShardDataset
 from tubelet.media import encode
 from tubelet.worlds import WORLDS
@@ -165,6 +165,30 @@ def test_a_folder_in_which_no_clip_was_kept_takes_other_films(films: Path, tmp_p
     with pytest.raises(UserError, match="begun with other films"):
         footage([tmp_path / "env.sh"], tmp_path / "mine", LOOK)
     assert footage([good], tmp_path / "mine", LOOK).clips > 0, "what was kept stays"
+
+
+def test_captions_and_films_that_changed_meanwhile_are_not_left_unread(films: Path, tmp_path: Path) -> None:
+    good = next(path for path, _ in films_of([films]) if path.stem not in ("black", "still"))
+    film = tmp_path / f"mine{good.suffix}"
+    film.write_bytes(good.read_bytes())
+    footage([film], tmp_path / "data", LOOK)
+    (tmp_path / "mine.txt").write_text("a red ball falls")
+    with pytest.raises(UserError, match="begun with other captions"):
+        footage([film], tmp_path / "data", LOOK)
+    (tmp_path / "mine.txt").unlink()
+    assert footage([film], tmp_path / "data", LOOK).clips > 0
+    kept = json.loads((tmp_path / "data" / CLAIM).read_text())
+    film.write_bytes(good.read_bytes() + b"more")
+    with pytest.raises(UserError, match="begun with other contents of films"):
+        footage([film], tmp_path / "data", LOOK)
+    # A folder of a version that did not ask for either goes on.
+    (tmp_path / "data" / CLAIM).write_text(
+        json.dumps({name: value for name, value in kept.items() if name not in ("captions", "contents of films")})
+    )
+    assert footage([film], tmp_path / "data", LOOK).clips > 0
+    (tmp_path / "data" / CLAIM).write_text("[]")
+    with pytest.raises(UserError, match="does not say what"):
+        footage([film], tmp_path / "data", LOOK)
 
 
 def test_films_of_one_name_in_two_folders_are_told_apart(films: Path, tmp_path: Path) -> None:

@@ -356,6 +356,10 @@ def test_harmed_settings_are_found(copy: Path) -> None:
         ({"denoiser": {"name": "spacetime", "config": {**good["denoiser"]["config"], "in_channels": 5}}}, "does not fit"),
         ({"defaults": {**good["defaults"], "solver": "magic"}}, "solver"),
         ({"files": {}}, "lists no"),
+        *(
+            ({"files": {name: digest for name, digest in good["files"].items() if name != left_out}}, f"lists no {left_out}")
+            for left_out in good["files"]
+        ),
         ({"files": {**good["files"], "../system.json": "0"}}, "missing"),
         ({"files": {**good["files"], "denoiser.safetensors": 5}}, "must be str"),
         ({"fps": 0.0}, "fps"),
