@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.codecs.base import Codec
-from tubelet.core.errors import UserError
+from tubelet.core.errors import UserError, whole
 from tubelet.core.types import Strides
 from tubelet.diffusion.guidance import guided
 from tubelet.diffusion.objectives import Prediction, denoiser
@@ -66,6 +67,9 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise UserError(f"there is no solver {self.solver!r}; choose one of {', '.join(SOLVERS)}")
+        object.__setattr__(self, "steps", whole("steps", self.steps))
+        if isinstance(self.guidance, bool) or not isinstance(self.guidance, numbers.Real):
+            raise UserError(f"guidance must be a number, got {self.guidance!r}; correct it")
         if not 1 <= self.steps <= GREATEST_STEPS:
             raise UserError(f"steps must be between 1 and {GREATEST_STEPS}, got {self.steps}; 16 is usual")
         if not 0 <= self.guidance <= GREATEST_GUIDANCE:
@@ -81,6 +85,13 @@ class Sampling:
             raise UserError(f"eta_above must lie in [0, 1], got {self.eta_above}; 0 draws noise anew in every step")
 
 
+def checked_size(size: Any) -> tuple[int, int]:
+    """(height, width) as Python's own numbers. Raises UserError when it is no pair of whole numbers."""
+    if isinstance(size, str) or not isinstance(size, Sequence) or len(size) != 2:
+        raise UserError(f"size is (height, width), got {size!r}; give two numbers")
+    return whole("height", size[0]), whole("width", size[1])
+
+
 @dataclass(frozen=True)
 class Request:
     """One sample wanted: the text that the model reads, and the seed of its noise."""
@@ -91,8 +102,9 @@ class Request:
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise UserError('the prompt is empty; say what to show, for example "a red ball bounces"')
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= GREATEST_SEED:
-            raise UserError(f"a seed is a whole number from 0 to 2**63 - 1, got {self.seed!r}; choose another")
+        object.__setattr__(self, "seed", whole("seed", self.seed))
+        if not 0 <= self.seed <= GREATEST_SEED:
+            raise UserError(f"a seed is a whole number from 0 to 2**63 - 1, got {self.seed}; choose another")
 
 
 @dataclass(frozen=True)
@@ -123,9 +135,7 @@ class Engine:
 
     def latent_shape(self, size: tuple[int, int], frames: int) -> tuple[int, int, int, int]:
         """Latent `(C, T, H, W)` of a film. Raises UserError when size or frames do not divide into the model's patches."""
-        for name, value in (("frames", frames), ("height", size[0]), ("width", size[1])):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise UserError(f"{name} must be a whole number, got {value!r}; correct it")
+        frames, size = whole("frames", frames), checked_size(size)
         self.strides.latent_shape(frames, *size)
         if frames * size[0] * size[1] > GREATEST_PIXELS:
             raise UserError(f"{frames} frames of {size[0]}x{size[1]} are too large for one film; make it shorter or smaller")

@@ -112,6 +112,8 @@ def shipped() -> list[str]:
 
 def find(name_or_path: str | Path) -> Path:
     """The folder of a system. Raises UserError that lists the shipped names when there is none."""
+    if not isinstance(name_or_path, (str, Path)):
+        raise UserError(f"a system is named by words or by its folder, got {name_or_path!r}; give one of these")
     by_name = SHIPPED / name_or_path if "/" not in str(name_or_path) and str(name_or_path) not in ("", ".", "..") else None
     with contextlib.suppress(OSError):  # a name that is too long, for one, is nobody's
         for folder in (by_name, Path(name_or_path)):

@@ -14,11 +14,11 @@ from tubelet import __version__
 from tubelet.codecs import build_codec
 from tubelet.codecs.base import Codec
 from tubelet.core.config import from_dict, to_dict
-from tubelet.core.errors import UserError
+from tubelet.core.errors import UserError, whole
 from tubelet.core.log import warn
 from tubelet.core.types import Video
 from tubelet.generate.clip import Clip
-from tubelet.generate.engine import Engine, Progress, Request, Sampling
+from tubelet.generate.engine import Engine, Progress, Request, Sampling, checked_size
 from tubelet.generate.folder import (
     CODEC_FILE,
     DENOISER_FILE,
@@ -187,6 +187,7 @@ class System:
         """
         if not shots:
             raise UserError("a film needs at least one shot; say what it shows and for how many frames")
+        size = size if size is None else checked_size(size)
         sampling = self._chosen({"steps": steps, "guidance": guidance, "solver": solver})
         texts = self._texts([shot.prompt for shot in shots], expander)
         return self._film(shots, texts, size, seed, sampling, past, future, rolling or Rolling(), progress)
@@ -392,7 +393,8 @@ class System:
         `batch` samples run together; the clips' timings are the whole call's, divided evenly. Raises UserError as `generate`.
         """
         chosen = {"steps": steps, "guidance": guidance, "solver": solver}
-        length = self.config.frames if frames is None else frames
+        length = self.config.frames if frames is None else whole("frames", frames)
+        size = self.config.size if size is None else checked_size(size)
         if length > self.config.frames and not loop:
             _check_seeds(prompts, seeds)
             parts = [_part(progress, place, len(seeds)) for place in range(len(seeds))]
@@ -400,7 +402,7 @@ class System:
                 self.film([Shot(prompt, length)], size, seed, progress=part, expander=expander, **chosen)
                 for prompt, seed, part in zip(prompts, seeds, parts, strict=True)
             ]
-        return self._batch(prompts, seeds, size or self.config.size, length, chosen, expander, batch, progress, loop=loop)
+        return self._batch(prompts, seeds, size, length, chosen, expander, batch, progress, loop=loop)
 
     def _batch(
         self,
@@ -423,7 +425,9 @@ class System:
 
     def _texts(self, prompts: Sequence[str], expander: Expander | None) -> list[str]:
         for prompt in prompts:
-            if not isinstance(prompt, str) or not prompt.strip():
+            if not isinstance(prompt, str):
+                raise UserError(f"a prompt is words, got {prompt!r}; give a string")
+            if not prompt.strip():
                 raise UserError('the prompt is empty; say what to show, for example "a red ball bounces"')
         expander = expander or self.expander
         texts = [expander.expand(prompt).text if expander is not None else prompt for prompt in prompts]
@@ -463,8 +467,6 @@ class System:
         """`task`: what the settings say beside the words of how the film was made."""
         _check_seeds(prompts, seeds)
         requests = [Request(text, seed) for text, seed in zip(texts, seeds, strict=True)]
-        if len(size) != 2:
-            raise UserError(f"size is (height, width), got {size!r}; give two numbers")
         pixels, timings = self.engine.sample(
             requests, size, frames, sampling, batch=batch, given=given, loop=loop, progress=progress
         )

@@ -381,6 +381,8 @@ def test_unknown_systems_are_refused(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(UserError, match="dtype"):
         load(tmp_path, dtype="int8")
+    with pytest.raises(UserError, match="named by words"):
+        load(None)  # type: ignore[arg-type]
 
 
 def test_wrong_wishes_are_one_sentence(system: System) -> None:
@@ -388,7 +390,21 @@ def test_wrong_wishes_are_one_sentence(system: System) -> None:
         ({"prompt": ""}, "empty"),
         ({"prompt": "   "}, "empty"),
         ({"size": (30, 32)}, "height"),
+        ({"prompt": 3}, "a prompt is words, got 3"),
+        ({"prompt": ["a"]}, "a prompt is words"),
         ({"size": (32,)}, "size"),
+        ({"size": 32}, "size"),
+        ({"size": "32"}, "size"),
+        ({"size": (32.0, 32)}, "height must be a whole number"),
+        ({"frames": "5"}, "frames must be a whole number"),
+        ({"frames": 5.0}, "frames must be a whole number"),
+        ({"steps": "3"}, "steps must be a whole number"),
+        ({"steps": 1.5}, "steps must be a whole number"),
+        ({"guidance": "3"}, "guidance must be a number"),
+        ({"guidance": float("nan")}, "guidance"),
+        ({"solver": 3}, "solver"),
+        ({"seed": "3"}, "seed must be a whole number"),
+        ({"seed": True}, "seed must be a whole number"),
         ({"frames": 0}, "frames"),
         ({"frames": 4}, "frames"),
         ({"frames": 4 * 10**9 + 1}, "too large"),
@@ -401,6 +417,18 @@ def test_wrong_wishes_are_one_sentence(system: System) -> None:
         with pytest.raises(UserError, match=says) as caught:
             system.generate(**{"prompt": "a red ball", **wish})
         assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_other_libraries_are_numbers(system: System, tmp_path: Path) -> None:
+    own = system.generate("a red ball", size=(32, 32), frames=5, seed=3, steps=2)
+    theirs = system.generate(
+        "a red ball", size=(np.int64(32), np.int32(32)), frames=np.int64(5), seed=np.int64(3), steps=np.int64(2)
+    )
+    assert theirs.settings == own.settings
+    assert torch.equal(theirs.video.pixels, own.video.pixels)
+    theirs.save(tmp_path / "a.gif")
+    own.save(tmp_path / "b.gif")
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
