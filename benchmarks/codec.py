@@ -1,4 +1,4 @@
-"""The codec's encode and decode against diffusers' AutoencoderKL of equal stride and latent channels and about equal size."""
+"""The codec's encode and decode against diffusers' AutoencoderKL of equal stride, latent channels and about equal work."""
 
 from __future__ import annotations
 

@@ -86,6 +86,19 @@ def test_the_catalogue_and_one_model(tubelet, refused) -> None:
     assert "choose one of Spacetime-XS" in refused("models", "Spacetime-XXS")
 
 
+def test_a_verb_that_is_none_is_told_which_there_are(refused) -> None:
+    said = refused("paint", "a red circle")
+    assert said.startswith("tubelet: there is no verb 'paint'; choose one of generate, ")
+    assert "unrecognized options: --paint" in refused("--paint")
+
+
+def test_seeds_beyond_the_last_one_are_refused_before_anything_is_printed(tubelet) -> None:
+    said = tubelet("worlds", "--seed", 2**32 - 6, "--n", 8)
+    assert (said.code, said.out) == (2, "")
+    assert "lower --seed or --n" in said.err
+    assert tubelet("worlds", "--seed", 2**32 - 1, "--n", 1, "--frames", 1).code == 0
+
+
 def test_evaluate_prints_one_flat_object(tubelet, refused, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "films.png"
     said = tubelet("evaluate", tiny, "--n", 1, "--samples", 1, "--json", "--sheet", out)
@@ -170,6 +183,8 @@ def test_an_evaluation_refuses_what_it_has_no_use_for(refused, evaluation: str, 
     [
         (("nope",), f"there is no recipe 'nope'; choose one of {', '.join(RECIPES)}"),
         ((), "RECIPE is missing"),
+        (("worlds-64-tasks",), "tubelet train worlds-64 makes it"),
+        (("footage",), "tubelet curate import FILMS --out data makes one"),
         (("smoke", "--set", "denoise.stepz=1"), "recipe smoke denoise has no setting 'stepz'; choose one of steps"),
         (("smoke", "--set", "nothing=1"), "has no setting 'nothing'"),
         (("smoke", "--set", "denoise.steps.more=1"), "denoise.steps of recipe smoke is a plain value"),
@@ -264,7 +279,7 @@ def test_numbers_that_are_none_are_told_so(refused) -> None:
 
 def test_unknown_verbs_and_options_are_one_sentence(refused, tubelet) -> None:
     assert f"{{{', '.join(VERBS)}}}; see tubelet --help" in refused()
-    assert "foo; see tubelet --help" in refused("foo")
+    assert "there is no verb 'foo'" in refused("foo")
     for verb in ("generate", "evaluate", "worlds", "models"):
         said = refused(verb, "--nothing")
         assert "--nothing" in said

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
@@ -171,6 +171,8 @@ class Worlds:
                 f"{self.n} clips of {self.frames} frames of {height}x{width} are too many for one sheet; "
                 "ask for fewer or smaller ones, or leave --sheet out"
             )
+        if self.seed + self.n > 2**32:
+            raise UserError(f"seeds end at {2**32 - 1}, and the last of {self.n} clips would be beyond; lower --seed or --n")
         said: list[dict[str, Any]] = []
         videos: list[Any] = []
         texts: list[str] = []
@@ -327,6 +329,13 @@ def _parse(arguments: list[str]) -> Any:
             raise
     verb = arguments[0] if arguments and arguments[0] in VERBS else ""
     complaint = _complaint(said.getvalue())
+    if verb and (found := re.fullmatch(r"(--\S+) cannot be (.*)", complaint)):
+        hints = {field.name: str(field.type) for field in fields(VERBS[verb])}
+        hint = hints.get(found[1].lstrip("-").replace("-", "_"), "")
+        wanted = "a whole number" if re.search(r"\bint\b", hint) else "a number" if "float" in hint else None
+        complaint = f"{found[1]} must be {wanted}, got {found[2]}" if wanted else complaint
+    if not verb and arguments and not arguments[0].startswith("-"):
+        raise UserError(f"there is no verb {arguments[0]!r}; choose one of {', '.join(VERBS)}")
     if verb == "generate" and complaint.startswith("unrecognized") and "--" not in complaint:
         complaint += " (put the words in quotes)"
     raise UserError(f"{complaint}; see {' '.join(['tubelet', verb]).strip()} --help")

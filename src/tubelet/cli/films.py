@@ -231,6 +231,8 @@ class Generate(Making):
             return system.generate(self.prompt, size, frames, loop=self.loop, solver=self.solver, **settings)
         if len(pictures) == 2 and frames == 1:
             raise UserError("a film of one frame cannot begin and end with a picture; ask for more frames")
+        if self.window is not None and self.window < 1:
+            raise UserError(f"--window must be at least 1, got {self.window}; ask for more")
         rolling = Rolling() if self.window is None else Rolling(window=system.engine.latent_shape(size, self.window)[1])
         return system.film([Shot(self.prompt, frames, pictures)], size, rolling=rolling, solver=self.solver, **settings)
 

@@ -550,7 +550,9 @@ def regenerate(settings: Mapping[str, Any], system: System | None = None, *, pro
         said = str(error).partition(";")[0].replace(_Recorded.__name__, "it", 1)
         raise UserError(f"the film's record is not whole ({said}); generate it anew from its words") from error
     if wanted.task not in ("text", "film"):
-        raise UserError(f"the film was made from another film ({wanted.task}), which it does not hold; make it again from that")
+        raise UserError(
+            f"the film was made from a picture or film ({wanted.task}), which it does not hold; make it again from that"
+        )
     if system is None:
         system = load(wanted.system, dtype=wanted.dtype)
     if system.digest != wanted.digest:

@@ -2,7 +2,7 @@
 
 Paper: none; what worlds-64 does, with pixels that come from films.
 Command: tubelet train footage --set data=FOLDER, after tubelet curate import FILMS --out FOLDER
-Cost: with the defaults about that of worlds-64: two hours and a half on two idle cores with fast bf16.
+Cost: with the defaults about that of worlds-64: 93 minutes on two idle cores with fast bf16.
 Score: whatever the films allow. The sizes are those of the shipped system, which is small; ten thousand clips are few.
 
 Size, length and rate are those of the clips. `--set start=worlds-64` goes on from the shipped system, whose codec has seen
@@ -23,7 +23,7 @@ from tubelet.codecs.losses import to_pixels
 from tubelet.core.errors import UserError
 from tubelet.core.log import progress
 from tubelet.data.schema import Record
-from tubelet.data.shards import ShardDataset, ShardWriter
+from tubelet.data.shards import SEAL, ShardDataset, ShardWriter
 from tubelet.recipes import worlds_64
 from tubelet.recipes.worlds import WorldsRecipe
 from tubelet.runtime.device import choose_device, fast_bf16
@@ -45,6 +45,11 @@ class Footage(WorldsRecipe):
         for name in ("workers", "foreground", "clips"):  # of simulated clips
             if getattr(self, name) != getattr(given, name):
                 raise UserError(f"{name} is of clips that are simulated, footage has its own; leave {name} out")
+        if not (Path(self.data) / SEAL).is_file():
+            raise UserError(
+                f"{self.data} holds no finished data set; tubelet curate import FILMS --out {self.data} makes one, "
+                "or name another with --set data=FOLDER"
+            )
         dataset = ShardDataset(self.data)
         shapes = set(dataset.shapes("video"))
         if len(shapes) != 1:

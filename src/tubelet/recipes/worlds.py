@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import multiprocessing
+import re
 import signal
 import time
 from collections import deque
@@ -270,6 +271,12 @@ class WorldsRecipe:
 
     def _check_start(self, start: str) -> None:
         """Refuse to go on from a system whose networks are not the recipe's."""
+        made = re.fullmatch(r"runs/([^/]+)/system", start)
+        if made and not Path(start).exists():
+            raise UserError(
+                f"the recipe goes on from {start}, which is not there; tubelet train {made[1]} makes it, "
+                "or go on from another with --set start=FOLDER"
+            )
         found = read_config(find(start))
         parts = {
             "codec": (Part(self.codec, to_dict(getattr(self, self.codec))), found.codec),

@@ -4,7 +4,8 @@ Paper: the road of the Sora report (2024) at the smallest size that shows it.
 Command: tubelet train worlds-64
 Cost: 93 minutes on two idle cores with fast bf16: clips and codec 6, encoding 7, sketch 33, films 44, decoder 3.
 Score: in distribution / held out, 54 prompts: colour .69 / .71, shape .67 / .74, size .71 / .71, direction .59 / .64, event
-.65 / .63 (docs/log.md, 2026-11-25); worlds-64-tasks, -sizes, -all, -gpu and -decoder follow. The shipped run had a shift of
+.65 / .63 (docs/log.md, 2026-11-25, by the solver of that day); worlds-64-tasks, -sizes, -all, -gpu, -decoder and
+-long follow. The shipped run had a shift of
 1.5 until step 979 of the films and 3 from there on; the recipe has 3 throughout.
 """
 

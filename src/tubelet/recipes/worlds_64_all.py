@@ -4,7 +4,7 @@ Paper: the Sora report (2024), "Sampling flexibility" and "Prompting with images
 Command: tubelet train worlds-64-all
 Cost: 60 minutes on two cores with fast bf16, much other work beside it, after worlds-64-sizes: encoding 10, films 50.
 Score: in distribution / held out, 100 prompts: colour .80 / .78, shape .79 / .82, size .81 / .79, direction .77 / .74, event
-.77 / .67 (docs/log.md, 2026-11-26); worlds-64-gpu, -decoder and -long follow.
+.77 / .67 by the solver of that day (docs/log.md, 2026-11-26); worlds-64-gpu, -decoder and -long follow.
 
 worlds-64-sizes showed the kinds with several objects so often, and other sizes so often, that single objects at the native size
 got worse. Here two clips in three have the native size, and no kind comes more than three times as often as another. Dense

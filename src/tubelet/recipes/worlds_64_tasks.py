@@ -4,7 +4,8 @@ Paper: the Sora report (2024), "Prompting with images and videos"; the masks of 
 Command: tubelet train worlds-64-tasks
 Cost: 95 minutes on two cores with fast bf16, short tests beside it, after worlds-64.
 Score: in distribution / held out, 100 prompts: colour .79 / .79, shape .79 / .82, size .79 / .81, direction .73 / .73, event
-.73 / .77 (docs/log.md, 2026-11-25); worlds-64-sizes, -all, -gpu and -decoder follow.
+.73 / .77 by the solver of that day (docs/log.md, 2026-11-25); worlds-64-sizes, -all, -gpu, -decoder and -long
+follow.
 """
 
 from __future__ import annotations

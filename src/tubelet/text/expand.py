@@ -83,7 +83,7 @@ class ChatModel:
         if not good:
             raise UserError(f"the chat endpoint must be an http or https address, got {self.base_url!r}; correct it")
         if not self.model:
-            raise UserError("the chat endpoint needs the name of a model; pass one")
+            raise UserError("the chat endpoint needs the name of a model; set TUBELET_CHAT_MODEL, or unset TUBELET_CHAT_URL")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
             raise UserError("the chat endpoint's key must be plain printable characters; copy it again")
         if not self.timeout > 0:
@@ -120,7 +120,9 @@ class ChatModel:
                 raise UserError(
                     f"the chat endpoint {address} took longer than {self.timeout:g} s; raise the timeout"
                 ) from error
-            raise UserError(f"cannot reach the chat endpoint {address} ({reason}); start it, or go on without it") from error
+            raise UserError(
+                f"cannot reach the chat endpoint {address} ({reason}); start it, or unset TUBELET_CHAT_URL"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ SLOW_BELOW = 0.35
 FAST_ABOVE = 0.75
 """Frame widths per second; above is "fast"."""
 SPEED_HULL = (0.245, 0.95)
-"""Initial horizontal speeds seen in training, frame widths per second."""
+"""Initial horizontal speeds seen in training, frame widths per second. Beyond `FAST_ABOVE`: "fast" is seen."""
 SPEED_HOLE = (0.42, 0.49)
 """Never trained on together with the middle radius: the interior hole of the (speed, radius) plane."""
 SHELL = 0.30
