@@ -21,6 +21,7 @@ from tubelet.cli import VERBS
 from tubelet.codecs import CODECS, build_codec
 from tubelet.core.files import whole_file
 from tubelet.diffusion.solvers import SOLVERS
+from tubelet.evaluate import report
 from tubelet.evaluate.laws import LAWS
 from tubelet.recipes import RECIPES
 from tubelet.text import TEXT_ENCODERS
@@ -319,6 +320,23 @@ SPLITS = {
 """Held-out split -> what a reader calls it."""
 
 
+def thresholds() -> str:
+    """The laws' pass marks with the rates that docs/worlds-64.json has of truth, of truth through the shipped codec and of the
+    worst violated control."""
+    path = Path(report.__file__).parent / "thresholds.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    figures = json.loads((HERE / "worlds-64.json").read_text(encoding="utf-8"))
+    beside = {"truth": "floor", "codec": "ceiling", "control": "control"}
+    kept["measured"] = {
+        law: {
+            split: {said: round(figures[f"law/{law}/{split}/{name}"], 3) for said, name in beside.items()}
+            for split in ("in", "held_out")
+        }
+        for law in LAWS
+    }
+    return json.dumps(kept, indent=1) + "\n"
+
+
 def filled(page: str, parts: dict[str, str]) -> str:
     """A page with each of its marked places drawn anew."""
     text = (HERE / page).read_text(encoding="utf-8")
@@ -329,7 +347,14 @@ def filled(page: str, parts: dict[str, str]) -> str:
     return text
 
 
-PAGES = {"cli.md": cli, "catalogue.md": catalogue, "../README.md": readme, "gallery/tasks.md": tasks, "evaluate.md": splits}
+PAGES = {
+    "cli.md": cli,
+    "catalogue.md": catalogue,
+    "../README.md": readme,
+    "gallery/tasks.md": tasks,
+    "evaluate.md": splits,
+    "../src/tubelet/evaluate/thresholds.json": thresholds,
+}
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -54,7 +54,7 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["cli.md", "catalogue.md", "../README.md"])
+@pytest.mark.parametrize("page", ["cli.md", "catalogue.md", "../README.md", "../src/tubelet/evaluate/thresholds.json"])
 def test_generated_pages_are_fresh(generator: ModuleType, page: str) -> None:
     stored = (DOCS / page).read_text(encoding="utf-8")
     assert generator.PAGES[page]() == stored, "the code moved on: run `make docs`"

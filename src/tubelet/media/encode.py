@@ -49,7 +49,8 @@ def save(
     path = Path(path)
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
-        raise UserError(f"cannot write {path.suffix or 'a file without suffix'!r}; choose one of {', '.join(_WRITERS)}")
+        wrong = f"a {path.suffix} file" if path.suffix else f"{str(path)!r}, whose name has no suffix"
+        raise UserError(f"cannot write {wrong}; choose one of {', '.join(_WRITERS)}")
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         raise UserError(
             f"a clip to save is uint8 (T, H, W, 3) with at least one frame, got {frames.dtype} {frames.shape}; convert it"
