@@ -54,7 +54,7 @@ def test_a_picture_is_a_film_of_one_frame(tubelet, tiny: Path, tmp_path: Path) -
 def test_an_edit_is_not_made_again_from_its_own_file(refused, tubelet, tiny: Path, film: Path, tmp_path: Path) -> None:
     out = tmp_path / "edit.mp4"
     assert tubelet("edit", film, WORDS, "--system", tiny, "--frames", 3, "--out", out).code == 0
-    assert "from another film (edit)" in refused("generate", "--like", out, "--system", tiny, "--out", tmp_path / "b.mp4")
+    assert "from a picture or film (edit)" in refused("generate", "--like", out, "--system", tiny, "--out", tmp_path / "b.mp4")
 
 
 def test_loops_are_made_again_from_their_files(tubelet, tiny: Path, tmp_path: Path) -> None:

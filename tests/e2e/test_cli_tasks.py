@@ -328,7 +328,7 @@ def test_a_film_of_any_shape_is_fitted_before_it_is_refined(tubelet, tiny: Path,
         (("storyboard", "board.json", "--frames", "5"), "leave out --frames"),
         (("generate", WORDS, "--loop", "--first", "first.png"), "neither beginning nor end"),
         (("generate", WORDS, "--loop", "--window", "5"), "--loop does not go with --window"),
-        (("generate", WORDS, "--frames", "23", "--window", "0"), "frames must be at least 1"),
+        (("generate", WORDS, "--frames", "23", "--window", "0"), "--window must be at least 1, got 0"),
         (("generate", WORDS, "--frames", "3", "--window", "1"), "cannot look back on 1 and add another; widen it"),
         (("generate", WORDS, "--refine-from", "film.mp4", "--strength", "2"), "tubelet: strength must be above 0"),
         (("generate", WORDS, "--strength", "0.5"), "--strength is for --refine-from"),
@@ -368,4 +368,4 @@ def test_a_film_made_from_files_is_not_made_again_from_its_own(
 ) -> None:
     out = tmp_path / "a.mp4"
     assert tubelet("extend", folder / "film.mp4", WORDS, "--system", tiny, "--frames", 2, "--out", out).code == 0
-    assert "from another film" in refused("generate", "--like", out, "--system", tiny, "--out", tmp_path / "b.mp4")
+    assert "from a picture or film" in refused("generate", "--like", out, "--system", tiny, "--out", tmp_path / "b.mp4")
