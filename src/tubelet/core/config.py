@@ -58,7 +58,7 @@ def from_file(cls: type[ConfigT], path: str | Path) -> ConfigT:
         raise UserError(f"{path}: {error}, or restore the file from its source") from error
 
 
-def filled(config: Any, kept: Any) -> dict[str, Any]:
+def with_defaults(config: Any, kept: Any) -> dict[str, Any]:
     """Settings kept beside a run, as JSON values, with those that its version did not know yet at what `config`'s class gives.
 
     What this version cannot read is returned as it is, what is no object as an empty one: both differ from whatever they are

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tubelet.codecs.base import Codec
-from tubelet.core.config import from_dict, to_dict
+from tubelet.core.config import from_file, to_dict
 from tubelet.core.errors import UserError
-from tubelet.core.files import read_json, sha256, write_json
+from tubelet.core.files import sha256, write_json
 from tubelet.core.weights import load_tensors, save_tensors
 from tubelet.diffusion.objectives import Prediction
 from tubelet.generate.engine import Sampling
@@ -127,14 +127,7 @@ def find(name_or_path: str | Path) -> Path:
 
 def read_config(folder: str | Path) -> SystemConfig:
     """A folder's `system.json`. Raises UserError when it is missing, broken, or of another format."""
-    path = Path(folder) / SYSTEM_FILE
-    values = read_json(path)
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path} must hold an object; restore it from its source")
-    try:
-        return from_dict(SystemConfig, values)
-    except UserError as error:
-        raise UserError(f"{path} describes no system of this version: {error}, or restore the file from its source") from error
+    return from_file(SystemConfig, Path(folder) / SYSTEM_FILE)
 
 
 def save_system(

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from tubelet.codecs.base import Codec
 from tubelet.codecs.losses import CodecObjective, to_pixels
-from tubelet.core.config import filled, to_dict
+from tubelet.core.config import to_dict, with_defaults
 from tubelet.core.errors import UserError
 from tubelet.core.files import read_json, whole_file, write_json
 from tubelet.core.log import note, progress
@@ -104,7 +104,7 @@ def compare(
     path = folder / "settings.json"
     if not path.exists():
         write_json(path, stated)
-    found = filled(settings, read_json(path))
+    found = with_defaults(settings, read_json(path))
     changed = [name for name, value in stated.items() if found.get(name) != value]
     if changed:
         raise UserError(f"{folder} was begun with other settings of {changed[0]!r}; use another --out, or the same settings")

@@ -27,7 +27,7 @@ from tubelet.codecs.base import Codec
 from tubelet.codecs.causal_conv import CausalConvConfig
 from tubelet.codecs.losses import CodecLossConfig, CodecObjective, to_pixels
 from tubelet.codecs.transformer import TransformerConfig
-from tubelet.core.config import filled, to_dict
+from tubelet.core.config import to_dict, with_defaults
 from tubelet.core.errors import UserError
 from tubelet.core.files import read_json, write_json
 from tubelet.core.log import note, progress
@@ -297,7 +297,7 @@ class WorldsRecipe:
         known = read_json(path)
         if not isinstance(known, dict):
             raise UserError(f"{path} must hold an object with settings; restore it, or use another --out")
-        known = filled(self, known)
+        known = with_defaults(self, known)
         changed = [name for name in fixed if known.get(name) != settings[name]]
         if not changed:
             return

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tubelet.core.config import filled, from_dict, to_dict
+from tubelet.core.config import from_dict, to_dict, with_defaults
 from tubelet.core.errors import UserError
 
 
@@ -47,7 +47,7 @@ def test_whole_numbers_may_stand_for_others() -> None:
 
 def test_settings_of_an_earlier_version_are_filled_in() -> None:
     settings = Settings(rate=2.0, inner=Inner(rate=1.0))
-    assert filled(settings, {"rate": 2.0, "pair": [0.0, 1.0], "inner": {}}) == to_dict(settings)
-    assert filled(settings, {"rate": 3.0}) != to_dict(settings)
-    assert filled(settings, {"rate": 2.0, "gone": 1}) == {"rate": 2.0, "gone": 1}  # a setting that no longer exists
-    assert filled(settings, ["rate"]) == {}
+    assert with_defaults(settings, {"rate": 2.0, "pair": [0.0, 1.0], "inner": {}}) == to_dict(settings)
+    assert with_defaults(settings, {"rate": 3.0}) != to_dict(settings)
+    assert with_defaults(settings, {"rate": 2.0, "gone": 1}) == {"rate": 2.0, "gone": 1}  # a setting that no longer exists
+    assert with_defaults(settings, ["rate"]) == {}
