@@ -24,7 +24,7 @@ Encode = Callable[[list[str]], Condition]
 
 def key_of(text: str) -> str:
     """A caption's key: the first 32 hex digits of its sha256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:32]
 
 
 @torch.no_grad()

@@ -352,7 +352,7 @@ class BucketStream:
         self._unreadable: set[tuple[int, ...]] = set()
 
     def plan(self, epoch: int, count: int) -> list[list[int]]:
-        """The global batches of an epoch, from (seed, epoch, count, budget, shapes) alone."""
+        """The global batches of an epoch, from (seed, epoch, count, budget, ranks, shapes) alone."""
         if self._plan is None or self._plan[0] != (epoch, count):
             order = permutation(len(self.shapes), self.seed, epoch)
             batches = plan_batches(
@@ -386,20 +386,29 @@ class BucketStream:
     def state(self) -> State:
         return {
             "epoch": self.epoch, "batch": self.batch, "count": self.count,
-            "length": len(self.shapes), "seed": self.seed, "budget": self.budget, "whole": self.whole,
+            "length": len(self.shapes), **self._planned_with(),
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        expected = {"length": len(self.shapes), "seed": self.seed, "budget": self.budget, "whole": self.whole}
-        check_same({"whole": False, **state}, expected)  # positions of before there was a choice have none
+        # Positions of before these were kept have none.
+        older = {"whole": False, "world": self.world, "tokens_per_cell": self.tokens_per_cell}
+        check_same({**older, **state}, {"length": len(self.shapes), **self._planned_with()})
         self.epoch, self.batch, self.count = int(state["epoch"]), int(state["batch"]), int(state["count"])
+
+    def _planned_with(self) -> State:
+        """Everything but the shapes that the batches of an epoch follow from, the number of ranks among it: each has a share of
+        every batch."""
+        return {
+            "seed": self.seed, "budget": self.budget, "whole": self.whole, "world": self.world,
+            "tokens_per_cell": self.tokens_per_cell,
+        }  # fmt: skip
 
 
 class PackStream:
     """Packs of samples of any shapes under a token budget: nothing is cropped, resized or padded.
 
-    `tokens[i]` is item i's cost. A draw of `count` is `count` packs as one batch, whose tensors are lists (one per sample) in
-    place of stacks: neighbours of equal cost stand together, which packed attention computes in one call. `padding` says what
+    `tokens[i]` is item i's cost. A draw of `count` is a global batch of `count` packs, this rank's of them as one, whose tensors
+    are lists (one per sample) in place of stacks: neighbours of equal cost stand together, which packed attention computes in one call. `padding` says what
     share of the budget the current epoch leaves empty. A skipped record is replaced by the next readable one that costs no
     more, or left out; packs of which nothing can be read hold one that can.
     """
@@ -440,8 +449,10 @@ class PackStream:
         return 1.0 - sum(self.tokens) / (self.budget * len(packs))
 
     def draw(self, count: int) -> Batch:
+        if count < self.world:
+            raise UserError(f"a batch of {count} packs cannot be shared by {self.world} ranks; make it at least {self.world}")
         draws: list[Draw] = []
-        for place in range(count * self.world):
+        for place in range(count):
             packs = self.plan(self.epoch)
             if place % self.world == self.rank:
                 draws += [Draw(self.epoch, index) for index in packs[self.pack]]

@@ -18,6 +18,8 @@ from tubelet.worlds.constants import FAST_ABOVE, FOOD_COLOR, PALETTE, SLOW_BELOW
 FACETS = ("colour", "shape", "size", "direction", "event")
 CHANCE = {"colour": 1 / 8, "shape": 1 / 4, "size": 1 / 3, "direction": 1 / 2, "event": 1 / 9}
 """Rates of a uniform guess for one object."""
+GROWS = 0.01
+"""Short sides: a stroke whose centre moves no farther than this while it grows has no direction."""
 STRAY_AREA = 0.0045
 """Short sides squared: half of the smallest object; more of a colour that nobody named is a stray object."""
 
@@ -44,13 +46,12 @@ def read(clip: np.ndarray | Reading, fps: float = 8.0) -> dict[str, Any]:
         return {"trackable": False}
     if reading.backdrop == "table":
         found = sorted(found, key=lambda t: -_early(t))
-    least = 1 if reading.panel else 2
     objects = []
     for one in found:
         words = shape_and_size(one)
         objects.append({"color": one.colour, **({} if words is None else {"shape": words[0], "size": words[1]})})
     main = found[0]
-    seen: dict[str, Any] = {"trackable": all(trackable(t, least=least) for t in found), "objects": objects}
+    seen: dict[str, Any] = {"trackable": all(reading.trackable(t) for t in found), "objects": objects}
     kind = event(reading, found)
     if kind is not None:
         seen["kind"] = kind
@@ -95,9 +96,8 @@ def follow(clip: np.ndarray | Reading, fps: float, wanted: Scene) -> dict[str, b
         "direction": "direction" in wanted,
         "event": kind is not None,
     }
-    least = 1 if reading.panel else 2
     found = reading.objects(things)
-    if not things or any(t is None or not trackable(t, least=least) for t in found):
+    if not things or any(t is None or not reading.trackable(t) for t in found):
         return {facet: False for facet, is_named in named.items() if is_named}
     tracks = [t for t in found if t is not None]
     right: dict[str, bool] = {}
@@ -217,10 +217,9 @@ def _strokes(reading: Reading) -> list[tuple[dict[str, str], Track]]:
             words["stroke"] = "horizontal" if tilt < 22.5 else "vertical" if tilt > 67.5 else "diagonal"
             first, last = np.flatnonzero(one.present)[0], frames[-1]
             across, down = one.x[last] - one.x[first], one.y[last] - one.y[first]
-            if words["stroke"] == "vertical":
-                words["direction"] = "down" if down > 0 else "up"
-            else:
-                words["direction"] = "right" if across > 0 else "left"
+            upright = words["stroke"] == "vertical"
+            if abs(down if upright else across) > GROWS:
+                words["direction"] = ("down" if down > 0 else "up") if upright else "right" if across > 0 else "left"
         found.append((int(np.flatnonzero(one.present)[0]), words, one))
     return [(words, one) for _, words, one in sorted(found, key=lambda f: f[0])]
 
@@ -239,7 +238,9 @@ def _follow_paint(reading: Reading, wanted: Scene) -> dict[str, bool]:
     seen = [words for words, _ in _strokes(reading)] if reading.backdrop == "paper" else []
 
     def match(key: str) -> bool:
-        return len(seen) == len(named) and all(o.get(key, s.get(key)) == s.get(key) for o, s in zip(named, seen, strict=True))
+        if len(seen) != len(named):
+            return False
+        return all(key not in o or o[key] == s.get(key) for o, s in zip(named, seen, strict=True))
 
     right: dict[str, bool] = {}
     if any("color" in o for o in named):

@@ -322,7 +322,8 @@ def paint(reading: Reading, wanted: Scene) -> Verdict:
     """What has been painted stays: of the pixels seen in a stroke's colour in two neighbouring frames, .80 or more still
     have it at the end.
 
-    Pixels that the brush or a later stroke covers at the end are left out. Value: the share that stayed.
+    Pixels that the brush or a later stroke covers at the end are left out; a picture half of which is there in the first frame
+    is not one that is painted, so it cannot be judged. Value: the share that stayed.
     """
     names = [s["color"] for s in wanted.get("strokes", []) if "color" in s] or list(reading.tracks)
     names = list(dict.fromkeys(names))
@@ -335,7 +336,7 @@ def paint(reading: Reading, wanted: Scene) -> Verdict:
     last = labels[-1]
     final = reading.clip[-1].reshape(-1, 3).astype(np.int16)
     bare = (np.abs(final - np.array(PAPER)).max(-1) <= 40) | ((final.min(-1) > 150) & (last < 0))
-    once, stayed = 0, 0
+    once, stayed, begun, painted = 0, 0, 0, 0
     for name in names:
         own = labels == reading.chroma.names.index(name)
         ever = (own[1:] & own[:-1]).any(0)
@@ -343,6 +344,9 @@ def paint(reading: Reading, wanted: Scene) -> Verdict:
         if ever.sum() < 0.006 * reading.short**2:
             return BLIND
         once, stayed = once + int(judged.sum()), stayed + int((judged & own[-1]).sum())
+        begun, painted = begun + int((own[0] & ever).sum()), painted + int(ever.sum())
+    if begun > 0.5 * painted:
+        return BLIND
     share = stayed / max(once, 1)
     return Verdict(True, share >= THRESHOLDS["paint"], share)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tubelet.core.errors import UserError
-from tubelet.evaluate.tracker import Chroma, Track, chroma, trackable, tracks
+from tubelet.evaluate.tracker import MOST_GONE, Chroma, Track, chroma, gone, trackable, tracks
 from tubelet.worlds.constants import DESK, FLOOR_Y, GROUND, PANEL, PANEL_HALF, PANEL_HEIGHT, PAPER, WALL
 
 Scene = Mapping[str, Any]
@@ -82,11 +82,17 @@ class Reading:
         free = sorted((t for name, t in self.tracks.items() if name not in named), key=lambda t: -float(t.area.mean()))
         return [self.tracks.get(o["color"]) if "color" in o else (free.pop(0) if free else None) for o in wanted]
 
+    def trackable(self, found: Track, shape: str | None = None, size: str | None = None) -> bool:
+        """The gate `tracker.trackable`, and an object neither vanishes nor comes from nowhere. A panel may hide it: one valid
+        frame is enough there."""
+        if self.panel is not None:
+            return trackable(found, shape, size, least=1)
+        return trackable(found, shape, size) and int(gone(found).sum()) <= MOST_GONE
+
     def gated(self, wanted: Sequence[Mapping[str, str]]) -> list[Track] | None:
         """The tracks of all named objects if every one passes the trackable gate, area included; else None."""
         found = self.objects(wanted)
-        least = 1 if self.panel else 2
-        whole = [t for t, o in zip(found, wanted, strict=True) if t and trackable(t, o.get("shape"), o.get("size"), least)]
+        whole = [t for t, o in zip(found, wanted, strict=True) if t and self.trackable(t, o.get("shape"), o.get("size"))]
         return whole if len(whole) == len(found) and whole else None
 
 

@@ -29,6 +29,8 @@ ONE_BLOB = 0.9
 """Share of an object's pixels that must hang together."""
 AREA_TOLERANCE = 0.4
 """How far an area may be from what the words say."""
+MOST_GONE = 1
+"""Frames for which an object may be out of sight that nothing hides."""
 
 _GRID = 17
 _SPAN = 1.75
@@ -366,6 +368,32 @@ def trackable(found: Track, shape: str | None = None, size: str | None = None, l
         return True
     ratio = float(np.median(found.area[valid])) / expected_area(shape, size, min(found.mask.shape[1:]))
     return abs(ratio - 1.0) <= AREA_TOLERANCE
+
+
+def gone(found: Track) -> np.ndarray:
+    """Frames `(T,)` in which an object is not seen although nothing took it out of view, or brought it there later.
+
+    Where it was last seen whole, and one and a half of its last step further on would be whole still, it should be seen in the
+    next frame; so before it is first seen, backwards. What falls stays above the frame's lower edge.
+    """
+    width = found.mask.shape[2] / min(found.mask.shape[1:])
+    lost = np.zeros(len(found.present), bool)
+    seen = np.flatnonzero(found.present)
+    for order in (seen, seen[::-1]):
+        for place, last in enumerate(order):
+            if place + 1 < len(order):
+                until = order[place + 1]
+            else:
+                until = len(lost) if order is seen else -1
+            missing = np.arange(last, until, 1 if until > last else -1)[1:]
+            if not len(missing) or not found.inside[last]:
+                continue
+            before = order[place - 1] if place else last
+            ahead = 1.5 / max(1, abs(last - before))
+            across, down = ahead * (found.x[last] - found.x[before]), ahead * (found.y[last] - found.y[before])
+            if found.left[last] + across > 0 and found.right[last] + across < width and found.top[last] + down > 0:
+                lost[missing] = True
+    return lost
 
 
 def aligned_overlap(found: Track, frames: np.ndarray, enough: float = 1.0) -> np.ndarray:

@@ -9,6 +9,7 @@ import functools
 import math
 import numbers
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,6 +71,10 @@ class Sampling:
         object.__setattr__(self, "steps", whole("steps", self.steps))
         if isinstance(self.guidance, bool) or not isinstance(self.guidance, numbers.Real):
             raise UserError(f"guidance must be a number, got {self.guidance!r}; correct it")
+        object.__setattr__(self, "guidance", float(self.guidance))
+        object.__setattr__(self, "tokens", whole("tokens", self.tokens))
+        if self.tokens < 0:
+            raise UserError(f"tokens must be at least 0, got {self.tokens}; 0 lets the shift be the same for all lengths")
         if not 1 <= self.steps <= GREATEST_STEPS:
             raise UserError(f"steps must be between 1 and {GREATEST_STEPS}, got {self.steps}; 16 is usual")
         if not 0 <= self.guidance <= GREATEST_GUIDANCE:
@@ -92,6 +97,15 @@ def checked_size(size: Any) -> tuple[int, int]:
     return whole("height", size[0]), whole("width", size[1])
 
 
+def checked_prompt(prompt: Any) -> str:
+    """A prompt that can be seen. Raises UserError when it is no text, or spaces and characters without a shape alone."""
+    if not isinstance(prompt, str):
+        raise UserError(f"a prompt is words, got {prompt!r}; give a string")
+    if all(unicodedata.category(character)[0] in "CZ" for character in prompt):  # controls, joiners, separators
+        raise UserError('the prompt is empty; say what to show, for example "a red ball bounces"')
+    return prompt
+
+
 @dataclass(frozen=True)
 class Request:
     """One sample wanted: the text that the model reads, and the seed of its noise."""
@@ -100,8 +114,7 @@ class Request:
     seed: int
 
     def __post_init__(self) -> None:
-        if not self.text.strip():
-            raise UserError('the prompt is empty; say what to show, for example "a red ball bounces"')
+        checked_prompt(self.text)
         object.__setattr__(self, "seed", whole("seed", self.seed))
         if not 0 <= self.seed <= GREATEST_SEED:
             raise UserError(f"a seed is a whole number from 0 to 2**63 - 1, got {self.seed}; choose another")
@@ -273,6 +286,8 @@ class Engine:
                 raise UserError(
                     "this model was trained on another path than known cells are noised along; leave haze and strength out"
                 )
+            if given.times is not None and loop:
+                raise UserError("known cells have places of their own here, which a loop turns; leave loop or the places out")
             if beside and loop:  # the film is turned, what is known of it is not
                 raise UserError("this model cannot make a loop of a film of which something is known; leave one of them out")
             denoise = kept(denoise, given) if beside else conditioned(denoise, given, noise)

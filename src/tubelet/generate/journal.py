@@ -40,6 +40,8 @@ class Recorded(nn.Module):
 
     def __init__(self, network: nn.Module, folder: Path, digest: str, flush: int = FLUSH) -> None:
         super().__init__()
+        # What else such a network says, the engine would not hear through this one.
+        assert not any(getattr(network, name, False) for name in ("begin", "takes_given", "learned_variances"))
         self.network = network
         self.config: Any = network.config
         self.replayed = 0

@@ -29,8 +29,8 @@ def roll(
 ) -> Tensor:
     """All latents `(1, C, T, H, W)` of a timeline, made in the order of `windows`; each reads the text of its span.
 
-    `haze`: the noise level at which a window is shown frames that an earlier one made, whose small errors it would else take
-    for truth and enlarge. Raises UserError as `Engine.denoise`.
+    `haze`: the noise level at which a window that looks back on frames of an earlier one is shown all that it knows: it would
+    else take their small errors for truth and enlarge them. Raises UserError as `Engine.denoise`.
     """
     clean, known = timeline.clean.clone(), list(timeline.known)
     total = sampling.steps * len(windows)

@@ -18,7 +18,7 @@ from tubelet.core.errors import UserError, whole
 from tubelet.core.log import warn
 from tubelet.core.types import Video
 from tubelet.generate.clip import Clip
-from tubelet.generate.engine import Engine, Progress, Request, Sampling, checked_size
+from tubelet.generate.engine import Engine, Progress, Request, Sampling, checked_prompt, checked_size
 from tubelet.generate.folder import (
     CODEC_FILE,
     DENOISER_FILE,
@@ -81,8 +81,8 @@ class Shot:
 class Rolling:
     """How a film longer than the network sees at once is made: latent frames seen together (`window`, 0: as many as the system
     was trained on), how many known ones each window looks back on at least (`overlap`, 0: a third of the window), the noise
-    level at which it is shown those that were made (`haze`), and how far before it the film's first frame stays in sight
-    (`sink`, 0: not)."""
+    level at which one that looks back on those that were made is shown all it knows (`haze`), and how far before it the film's
+    first frame stays in sight (`sink`, 0: not)."""
 
     window: int = 0
     overlap: int = 0
@@ -252,6 +252,8 @@ class System:
         `tubelet.tasks.region.around` makes a film and a mask of this kind for outpainting.
         Raises UserError as `generate`, and when the mask has another size or covers nothing.
         """
+        if mask.ndim != 3:
+            raise UserError(f"a mask is (T, H, W), one value per pixel, got {tuple(mask.shape)}; give one for every frame")
         latents = self._encoded(film)  # (1, C, T, H, W)
         given = inpaint(latents, mask[None].to(latents.device), self.codec.strides)
         if bool((given.mask > 0).all()) and bool((mask <= 0.5).any()):
@@ -313,6 +315,7 @@ class System:
         progress: Progress | None,
     ) -> Clip:
         size = self.config.size if size is None else size
+        seed = Request(texts[0], seed).seed  # checked before anything is encoded
         self._check_past(past)
         clips = [(0, past)] if past is not None else []
         pictures: list[tuple[int, Video]] = []
@@ -335,6 +338,10 @@ class System:
         parts = [(self._cell(begin), self._encoded(clip, later=begin > 0)) for begin, clip in clips]
         parts += [self._pictured(picture, frame) for frame, picture in pictures]
         parts = parts or [(0, torch.empty(1, shape[0], 0, *shape[2:], device=self.device))]
+        if rolling.sink and self.engine.patch[0] > 1:
+            raise UserError(
+                f"this model reads {self.engine.patch[0]} frames as one, so a first frame cannot stay in sight; leave sink"
+            )
         timeline = place(parts, shape[1])
         window = rolling.window or self.codec.strides.latent_shape(self.config.frames, *size)[0]
         windows = plan(timeline.known, spans, window, rolling.overlap or max(1, window // 3), rolling.sink)
@@ -425,10 +432,7 @@ class System:
 
     def _texts(self, prompts: Sequence[str], expander: Expander | None) -> list[str]:
         for prompt in prompts:
-            if not isinstance(prompt, str):
-                raise UserError(f"a prompt is words, got {prompt!r}; give a string")
-            if not prompt.strip():
-                raise UserError('the prompt is empty; say what to show, for example "a red ball bounces"')
+            checked_prompt(prompt)
         expander = expander or self.expander
         texts = [expander.expand(prompt).text if expander is not None else prompt for prompt in prompts]
         if any(self.text.truncated(text) for text in texts):

@@ -45,8 +45,8 @@ class SpacetimeConfig:
     def __post_init__(self) -> None:
         if min(self.width, self.depth, self.heads, self.in_channels, self.text_width, *self.patch) < 1:
             raise UserError("every size of a Spacetime must be at least 1; raise the one that is not")
-        if self.width % self.heads or (self.width // self.heads) % 8:
-            raise UserError(f"{self.heads} heads need a width of 8 * k * heads, got {self.width}; try {64 * self.heads}")
+        if self.width % self.heads or (self.width // self.heads) % 16:  # a quarter and twice three eighths
+            raise UserError(f"{self.heads} heads need a width of 16 * k * heads, got {self.width}; try {64 * self.heads}")
         if self.text not in ("cross", "joint"):
             raise UserError(f"text must be cross or joint, got {self.text!r}; choose one of them")
 
@@ -231,14 +231,15 @@ class Spacetime(nn.Module):
             places = patch_positions(grid, self.config.patch, device)
             return self._rope_at(places, text), place_features(places, size[1:])
         key = (grid, text, device)
-        if key not in self._places:
+        found = self._places.get(key)
+        if found is None:
             if len(self._places) >= 64:
-                self._places.clear()
+                self._places.clear()  # another thread's, too: what is found is not looked up again
             # Made outside inference mode: a tensor first used for sampling must still serve a later training step.
             with torch.inference_mode(False):
                 places = patch_positions(grid, self.config.patch, device)
-                self._places[key] = self._rope_at(places, text), place_features(places, size[1:])
-        return self._places[key]
+                found = self._places[key] = self._rope_at(places, text), place_features(places, size[1:])
+        return found
 
     def _rope_at(self, positions: Tensor, text: int) -> Rope:
         """Cos and sin of the sequence; `text` unrotated tokens in front stand at the origin of space and time."""

@@ -15,6 +15,7 @@ import ctypes
 import functools
 import os
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -112,16 +113,23 @@ _KEPT = "_kept_by_accelerate"
 
 
 class _Kept:
-    """What a part has computed from its weights: `values` hold for `key`. A copy of the part starts without.
+    """What a part has computed from its weights, and the key that it holds for. A copy of the part starts without.
 
-    `values` also hold the tensors that it was computed from, so that their memory, and with it the key, is not given to others.
+    The values also hold the tensors that they were computed from, so that their memory, and with it the key, is not given to
+    others.
     """
 
-    __slots__ = ("key", "values")
+    __slots__ = ("entry",)
 
     def __init__(self) -> None:
-        self.key: Any = None
-        self.values: tuple[Tensor, ...] = ()
+        self.entry: tuple[Any, tuple[Tensor, ...]] | None = None
+
+    def of(self, key: Any, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """The values for this key, made where what is kept is of another. One pair, so that threads may share the part."""
+        entry = self.entry
+        if entry is None or entry[0] != key:
+            entry = self.entry = key, make()
+        return entry[1]
 
     def __reduce__(self) -> tuple[type[_Kept], tuple[()]]:
         return _Kept, ()
@@ -163,10 +171,8 @@ class _PackedLinear(nn.Linear):
         weight = self.weight
         if not _quick(input, weight):
             return F.linear(input, weight, self.bias)
-        kept, key = _kept(self), _state(weight)
-        if kept.key != key:
-            kept.key, kept.values = key, (_pack(weight), weight.detach())
-        return torch.ops.mkldnn._linear_pointwise(input, kept.values[0], self.bias, "none", [], "")
+        packed, _ = _kept(self).of(_state(weight), lambda: (_pack(weight), weight.detach()))
+        return torch.ops.mkldnn._linear_pointwise(input, packed, self.bias, "none", [], "")
 
 
 class _QuickSwiGLU(SwiGLU):
@@ -176,12 +182,14 @@ class _QuickSwiGLU(SwiGLU):
         weight = self.gate_up.weight
         if not _quick(x, weight):
             return super().forward(x)
-        kept, key = _kept(self), _state(weight)
-        if kept.key != key:
+
+        def halves() -> tuple[Tensor, ...]:
             gate, up = weight.detach().chunk(2)
-            kept.key, kept.values = key, (_pack(gate), _pack(up), gate)
-        gate = torch.ops.mkldnn._linear_pointwise(x, kept.values[0], None, "swish", [], "")
-        return self.down(torch.ops.mkldnn._linear_pointwise.binary(x, gate, kept.values[1], None, "mul"))
+            return _pack(gate), _pack(up), gate
+
+        gate, up, _ = _kept(self).of(_state(weight), halves)
+        gated = torch.ops.mkldnn._linear_pointwise(x, gate, None, "swish", [], "")
+        return self.down(torch.ops.mkldnn._linear_pointwise.binary(x, gated, up, None, "mul"))
 
 
 def _turned(x: Tensor, norms: tuple[RMSNorm, ...], rope: Rope, kept: _Kept) -> Tensor:
@@ -192,18 +200,18 @@ def _turned(x: Tensor, norms: tuple[RMSNorm, ...], rope: Rope, kept: _Kept) -> T
     """
     weights = tuple(norm.weight for norm in norms if norm.weight is not None)
     key = (id(rope[0]), *map(_state, weights))
-    cos, sin = rope
-    half = cos.shape[-1]
-    if kept.key != key:
+    half = rope[0].shape[-1]
+
+    def factors() -> tuple[Tensor, ...]:
         gain = torch.stack([w.detach().float() for w in weights])[:, None]  # (n, 1, d)
-        cos, sin = cos.float().transpose(-2, -3), sin.float().transpose(-2, -3)  # (..., L, 1, half)
-        cos, sin = cos.unsqueeze(-3), sin.unsqueeze(-3)  # (..., L, 1, 1, half)
+        cos, sin = (part.float().transpose(-2, -3).unsqueeze(-3) for part in rope)  # (..., L, 1, 1, half)
         left, right, rest = gain[..., :half], gain[..., half : 2 * half], gain[..., 2 * half :]
         rest = rest.expand(*cos.shape[:-3], *rest.shape)  # (..., L, n, 1, rest)
         a = torch.cat([left * cos, right * cos, rest], dim=-1)  # (..., L, n, 1, d)
         b = torch.cat([-right * sin, left * sin, torch.zeros_like(rest)], dim=-1)
-        kept.key, kept.values = key, (a, b, torch.full((), norms[0].eps), rope[0], *(w.detach() for w in weights))
-    a, b, eps = kept.values[:3]
+        return a, b, torch.full((), norms[0].eps), rope[0], *(w.detach() for w in weights)
+
+    a, b, eps, *_ = kept.of(key, factors)
     values = x.float()
     rms = torch.linalg.vector_norm(values, dim=-1, keepdim=True)  # (B, L, n, N, 1)
     factor = torch.addcmul(eps, rms, rms, value=1 / x.shape[-1]).rsqrt_()

@@ -29,7 +29,9 @@ def cyclic(denoise: Denoise, frames: int, generators: Sequence[torch.Generator])
 
     def going_on(z: Tensor, sigma: Tensor) -> Tensor:
         turns = [int(torch.randint(frames, (), generator=generator)) for generator in generators]
-        level = _wrapped(_rolled(sigma, turns, 0), more, 1) if sigma.ndim > 1 else sigma
+        level = sigma
+        if sigma.ndim > 1:
+            level = _wrapped(_rolled(sigma.expand(len(z), *sigma.shape[1:]), turns, 0), more, 1)  # (B, T + 2 * more, ...)
         x_hat = denoise(_wrapped(_rolled(z, turns, 1), more, 2), level)  # (B, C, T + 2 * more, H, W)
         return _rolled(x_hat[:, :, more : more + frames], [-turn for turn in turns], 1)
 

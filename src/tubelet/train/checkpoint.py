@@ -13,7 +13,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from tubelet.core.errors import UserError
 from tubelet.core.files import sha256
+from tubelet.core.log import warn
 from tubelet.core.weights import load_tensors
 
 NAME = re.compile(r"step-(\d{8,})")
@@ -85,7 +86,9 @@ def save(
             f"cannot write the checkpoint of step {step} in {folder} ({error}); make room or choose another folder, "
             "then run the same command again: the checkpoints before it are kept"
         ) from error
-    for old in [path for path in _folders(folder) if path != final][keep - 1 :]:
+    others = [path for path in _folders(folder) if path != final]
+    kept = [path for path in others if _sized(path)][: keep - 1]
+    for old in [path for path in others if path not in kept]:  # a torn one takes no place of a whole one
         # Renamed first, so that a crash inside the removal leaves no half-empty folder under a checkpoint's name.
         with contextlib.suppress(OSError):
             os.rename(old, folder / f".{old.name}.old.{os.getpid()}")
@@ -94,23 +97,41 @@ def save(
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint in which every file has its size and sha256; torn ones are passed over. None when there is none."""
-    for path in _folders(folder):
+    """The newest checkpoint in which every file has its size and sha256; torn ones are passed over. None when there is none.
+
+    Raises UserError when there are some and every one is torn: to start anew would take the place of what may be repaired.
+    """
+    found = _folders(folder)
+    for place, path in enumerate(found):
         if whole(path):
             match = NAME.fullmatch(path.name)
             assert match is not None
+            if place:
+                warn(f"{found[0]} is damaged; {path.name} is taken in its place")
             return Checkpoint(path, int(match[1]))
+    if found:
+        raise UserError(f"every checkpoint in {folder} is damaged; restore one, or remove the folder to start anew")
     return None
 
 
 def whole(path: Path) -> bool:
     """Whether a checkpoint folder is complete and unchanged."""
+    return _holds(path, lambda file, entry: _as_long(file, entry) and sha256(file) == entry["sha256"])
+
+
+def _sized(path: Path) -> bool:
+    """Whether it has all its files, each of its length: told without reading them."""
+    return _holds(path, _as_long)
+
+
+def _as_long(file: Path, entry: Mapping[str, Any]) -> bool:
+    return file.stat().st_size == entry["bytes"]
+
+
+def _holds(path: Path, good: Callable[[Path, Mapping[str, Any]], bool]) -> bool:
     try:
         files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return STATE in files and all(
-            (path / name).stat().st_size == entry["bytes"] and sha256(path / name) == entry["sha256"]
-            for name, entry in files.items()
-        )
+        return STATE in files and all(good(path / name, entry) for name, entry in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

@@ -163,6 +163,8 @@ class AdamW:
         for group in self.inner.param_groups:
             group["lr"] = self.learning_rate * scale
         self.inner.step()
+        # The fused step does not count its changes, by which packed copies of weights know that they are old.
+        torch.autograd.graph.increment_version([p for p in self.parameters.values() if p.grad is not None])
 
     def state(self) -> dict[str, Tensor]:
         """`NAME.step`, `NAME.exp_avg`, `NAME.exp_avg_sq` per parameter that was ever updated."""

@@ -58,7 +58,7 @@ def _episode(scene: Mapping[str, Any]) -> Episode | None:
     """An episode that has all that a scene names; None where no seed gives one."""
     wish = {name: value for name, value in scene.items() if name not in ("kind", "prompt")}
     words = str(scene["prompt"] if "prompt" in scene else compose(scene)).strip().lower()
-    seed = zlib.crc32(words.encode()) & 0x7FFFFFFF
+    seed = zlib.crc32(words.encode(errors="replace")) & 0x7FFFFFFF
     world = next(w for w in ROOMS if scene["kind"].split("+")[0] in w.kinds)
     episode, kept = None, False
     for further in range(TRIES):

@@ -145,7 +145,7 @@ class Phys2D:
         wish: Mapping[str, Any] | None = None,
     ) -> Episode:
         """The clip of a seed; see `base.World.sample`. The scene does not depend on frames or fps: fewer frames are its
-        beginning."""
+        beginning. What captions count in a clip of more than two seconds, bounces, is what happens in all of it."""
         check_request(self.name, self.kinds + COMPOSED_KINDS, self.splits, seed, height, width, frames, fps, kind, split)
         plan = make_plan(seed, height, width, frames, fps, kind, split, wish)
         return episode(plan, seed, height, width, frames, fps, split)

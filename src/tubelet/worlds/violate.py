@@ -98,6 +98,16 @@ def teleport(plan: Plan) -> None:
     body.go(when, x + vx * when + jump, y, vx)
 
 
+def disappear(plan: Plan) -> None:
+    """Before half of its time in view is over, the object is gone."""
+    body = plan.bodies[0]
+    _, x, _, vx, *_ = body.pieces[0]
+    room = plan.width - body.half - x if vx > 0 else x - body.half
+    when = 0.45 * min(NOMINAL_SECONDS, room / max(abs(vx), 1e-9))
+    body.pieces = [piece for piece in body.pieces if piece[0] < when]
+    body.go(when, -10.0 * plan.width, 0.5 * plan.floor)
+
+
 def _contact(plan: Plan) -> tuple[Body, Body]:
     first, second = plan.bodies[:2]
     assert len(first.pieces) == len(second.pieces) == 2, "a collision has one contact"
@@ -154,10 +164,12 @@ VIOLATIONS: dict[str, dict[str, Violation]] = {
         "linear_fall": Violation("phys2d", ("fall", "parabola"), linear_fall),
         "no_gravity": Violation("phys2d", ("fall", "parabola"), no_gravity),
         "double_gravity": Violation("phys2d", ("fall", "parabola"), double_gravity),
+        "disappear": Violation("phys2d", ("fall", "parabola"), disappear),
     },
     "inertia": {
         "slow_down": Violation("phys2d", ("slide",), slow_down),
         "teleport": Violation("phys2d", ("slide",), teleport),
+        "disappear": Violation("phys2d", ("slide",), disappear),
     },
     "momentum": {
         "swapped_roles": Violation("phys2d", ("collision",), swapped_roles),
@@ -181,6 +193,7 @@ VIOLATIONS: dict[str, dict[str, Violation]] = {
     },
     "steady": {
         "flicker": Violation("phys2d", ("slide", "fall", "bounce", "parabola"), None),
+        "disappear": Violation("phys2d", ("slide", "fall", "bounce", "parabola"), disappear),
     },
 }
 """Law -> control -> how it is broken."""

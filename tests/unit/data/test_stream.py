@@ -158,6 +158,13 @@ def test_a_restored_source_refuses_other_data() -> None:
         tensors(49).restore(state)
     with pytest.raises(UserError, match="seed 3, now it is 4"):
         Cursor(50, seed=4).restore(state)
+    dataset = InMemory(0, SHAPES * 5)
+    state = BucketStream(dataset, dataset.shapes, seed=3).state()
+    for more, says in ({"world": 2}, "world 1, now it is 2"), ({"tokens_per_cell": 0.25}, "tokens_per_cell"):
+        with pytest.raises(UserError, match=says):
+            BucketStream(dataset, dataset.shapes, seed=3, **more).restore(state)  # type: ignore[arg-type]
+    older = {name: value for name, value in state.items() if name not in ("world", "tokens_per_cell", "whole")}
+    BucketStream(dataset, dataset.shapes, seed=3, world=2).restore(older)
     with pytest.raises(UserError, match="empty"):
         Cursor(0, seed=4)
     with pytest.raises(UserError, match="shared by 4 ranks"):
@@ -397,7 +404,9 @@ def test_packs_resume_where_they_stopped_and_ranks_share_them() -> None:
     again.restore(state)
     assert [again.draw(1)["key"] for _ in range(19)] == drawn[11:]
     ranks = [packs(rank=r, world=2) for r in range(2)]
-    assert [ranks[i % 2].draw(1)["key"] for i in range(10)] == drawn[:10]
+    assert [rank.draw(2)["key"] for _ in range(5) for rank in ranks] == drawn[:10], "two packs a batch, one each"
+    with pytest.raises(UserError, match="2 packs cannot be shared by 3 ranks"):
+        packs(rank=0, world=3).draw(2)
     with pytest.raises(UserError, match="budget"):
         packs(budget=90).restore(state)
     with pytest.raises(UserError, match="cannot hold a sample of 48"):

@@ -154,6 +154,7 @@ def test_wrong_settings_are_refused(engine: Engine) -> None:
         ({"shift": float("inf")}, "shift"),
         ({"eta": -0.1}, "eta"),
         ({"eta": float("nan")}, "eta"),
+        ({"tokens": -5}, "tokens"),
         ({"eta_above": 1.5}, "eta_above"),
         ({"eta_above": float("nan")}, "eta_above"),
     ):
@@ -162,6 +163,7 @@ def test_wrong_settings_are_refused(engine: Engine) -> None:
     for prompt, seed, says in (
         ("", 0, "empty"),
         (" \n", 0, "empty"),
+        ("\u200b\ufeff", 0, "empty"),
         ("ball", -1, "seed"),
         ("ball", 2**63, "seed"),
         ("ball", 1.5, "seed"),

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tubelet.nn.mlp import SwiGLU
 from tubelet.nn.positions import RotaryEmbedding
 from tubelet.runtime import cpu
 from tubelet.runtime.cpu import accelerate, attention_as_products, restore, use_fast_attention
+from tubelet.train.optim import Optimizer, OptimizerConfig
 
 PACKS = pytest.mark.skipif(not cpu.packs_linears(), reason="this processor keeps every part as it is")
 
@@ -110,7 +112,7 @@ def test_parts_change_class_and_nothing_else() -> None:
 @PACKS
 @torch.no_grad()
 def test_packed_weights_follow_the_weights() -> None:
-    for change in ("in place", "load", "data", "dtype"):
+    for change in ("in place", "load", "data", "dtype", "muon", "adamw"):
         model, other = spacetime(), filled(spacetime(), seed=5)
         accelerate(model)
         first = model(*inputs())
@@ -122,11 +124,36 @@ def test_packed_weights_follow_the_weights() -> None:
         elif change == "data":
             for a, b in zip(model.parameters(), other.parameters(), strict=True):
                 a.data = b.data.clone()
-        else:
+        elif change == "dtype":
             model.to(torch.bfloat16).to(torch.float32)
+            other = restore(copy.deepcopy(model))
+        else:
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            Optimizer(model, OptimizerConfig(kind=change, learning_rate=0.1, learning_rate_adamw=0.1)).step()
             other = restore(copy.deepcopy(model))
         assert worst(model(*inputs()), other(*inputs())) < 1e-5, change
         assert not torch.equal(model(*inputs()), first), change
+
+
+def test_threads_share_an_accelerated_network() -> None:
+    model = accelerate(spacetime())
+    _, sigma, condition = inputs()
+    rng = torch.Generator().manual_seed(3)
+    films = [torch.randn(2, 4, 5, *size, generator=rng) for size in ((4, 6), (6, 4), (2, 8))]  # three grids, two of one length
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with torch.no_grad(), ThreadPoolExecutor(3) as pool:
+            alone = [model(z, sigma, condition) for z in films]
+
+            def same(place: int) -> bool:
+                with torch.no_grad():
+                    return all(torch.equal(model(films[place], sigma, condition), alone[place]) for _ in range(60))
+
+            assert list(pool.map(same, range(3))) == [True] * 3
+    finally:
+        sys.setswitchinterval(before)
 
 
 @PACKS

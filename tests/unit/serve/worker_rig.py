@@ -22,7 +22,7 @@ from tubelet.serve.records import Job
 from tubelet.serve.store import Store
 from tubelet.serve.worker import Worker, WorkerConfig
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:

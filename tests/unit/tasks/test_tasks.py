@@ -136,6 +136,8 @@ def test_a_loop_is_the_same_film_wherever_it_is_cut() -> None:
     frames = torch.arange(8.0).view(1, 1, 8, 1, 1)
     two = torch.cat([frames, frames + 1])
     assert torch.equal(cyclic(lambda z, s: z, 8, [rng(1), rng(2)])(two, sigma), two)
+    one = torch.full((1, 8), 0.5)  # levels of one known film for both
+    assert torch.equal(cyclic(lambda z, s: z * s[:, None, :, None, None], 8, [rng(1), rng(2)])(two, one), two / 2)
     both: list[Tensor] = []
     cyclic(lambda z, s: both.append(z) or z, 8, [rng(1), rng(2)])(two, sigma)
     alone: list[Tensor] = []

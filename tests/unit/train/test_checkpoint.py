@@ -167,6 +167,23 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path, name: str, damage: str
     assert get(tmp_path) == 10
 
 
+def test_a_torn_one_takes_no_place_of_a_whole_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, 200)
+    put(tmp_path, 300)
+    (tmp_path / "step-00000300" / "model.safetensors").write_bytes(b"torn")
+    assert get(tmp_path) == 200
+    assert "step-00000300 is damaged; step-00000200 is taken in its place" in capsys.readouterr().err
+    put(tmp_path, 250)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000200", "step-00000250"]
+
+
+def test_where_all_are_torn_nothing_is_begun_anew(tmp_path: Path) -> None:
+    put(tmp_path, 5)
+    (tmp_path / "step-00000005" / "ema.safetensors").unlink()
+    with pytest.raises(UserError, match="every checkpoint in .* is damaged; restore one"):
+        newest(tmp_path)
+
+
 def test_foreign_names_are_ignored(tmp_path: Path) -> None:
     put(tmp_path, 5)
     (tmp_path / "step-00000099").write_text("a file")
