@@ -407,10 +407,10 @@ class BucketStream:
 class PackStream:
     """Packs of samples of any shapes under a token budget: nothing is cropped, resized or padded.
 
-    `tokens[i]` is item i's cost. A draw of `count` is a global batch of `count` packs, this rank's of them as one, whose tensors
-    are lists (one per sample) in place of stacks: neighbours of equal cost stand together, which packed attention computes in one call. `padding` says what
-    share of the budget the current epoch leaves empty. A skipped record is replaced by the next readable one that costs no
-    more, or left out; packs of which nothing can be read hold one that can.
+    `tokens[i]` is the cost of item i. A draw of `count` is a global batch of `count` packs, of which this rank has a share: its
+    tensors are lists (one per sample) in place of stacks, neighbours of equal cost stand together, which packed attention
+    computes in one call. `padding` says what share of the budget the current epoch leaves empty. A skipped record is replaced
+    by the next readable one that costs no more, or left out; packs of which nothing can be read hold one that can.
     """
 
     def __init__(

@@ -2,9 +2,10 @@
 
 Paper: the trade that latent diffusion (Rombach et al. 2022, section 4.1) asks of every codec, here with laws for FID.
 Command: tubelet train codec-table
-Cost: 16 to 22 minutes of one core a row, beside much other work; `--set rows=[...]` chooses rows. Six of nine have been run.
+Cost: 16 to 22 minutes of one core a row, beside much other work; `--set rows=[...]` chooses rows.
 Score: films' events right, convolutions at stride 1 / 2 / 4 .65 / .81 / .79, at 4 / 8 / 16 channels .72 / .65 / .69, attention
-at stride 1 .73: docs/codecs.md. A run leaves table.json, table.md and sheet.png in its folder.
+at stride 1 / 2 / 4 .73 / .84 / .90, but in shapes that are gone: docs/codecs.md. A run leaves table.json, table.md and
+sheet.png in its folder.
 
 Equal compute means: `balanced` settings (equal multiply-accumulates per pixel frame), the same mixed clips and the same steps
 for every codec; then one small denoiser of equal width, depth and number of tokens on each codec's latents of the same clips of

@@ -404,3 +404,20 @@ def test_what_is_known_is_shown_and_its_error_does_not_count(per_cell):
     torch.manual_seed(0)
     plain = flow_loss(network, x, None, rng(1), prediction="x")
     assert plain["loss"] > 1e6
+
+
+def test_a_pack_shows_what_is_known_at_its_haze():
+    x = [torch.randn(2, 3, 4, 4, generator=rng()) for _ in range(3)]
+    mask = torch.ones(3)
+    mask[1] = 0
+    seen: list[torch.Tensor] = []
+
+    def network(z, sigma, condition):
+        seen.extend(sigma)
+        return z
+
+    haze = [0.0, 0.05, 1.0]
+    packed_flow_loss(network, x, None, rng(1), mask=[mask] * 3, haze=haze, prediction="x")
+    for level, most in zip(seen, haze, strict=True):
+        assert level[1] == min(most, level[0])
+        assert level[0] == level[2] > 0.05

@@ -72,6 +72,12 @@ def test_between_steps_log_snr_is_linear():
     torch.testing.assert_close(mid, 0.75 * left + 0.25 * right)
 
 
+def test_below_the_first_step_noise_is_proportional_to_sigma():
+    path = VPLinear()
+    sigma = torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64) * path.sigma_of_step(torch.tensor(0.0, dtype=torch.float64))
+    torch.testing.assert_close(path.noise(sigma), torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64) * 1e-4**0.5)
+
+
 def test_rectified_flow_is_the_straight_line():
     sigma = torch.tensor([0.0, 0.3, 1.0])
     assert torch.equal(RectifiedFlow().alpha(sigma) + RECTIFIED_FLOW.noise(sigma), torch.ones(3))

@@ -198,6 +198,12 @@ def test_without_fresh_noise_the_sde_is_the_flow(path):
     drawn = functools.partial(dpmpp_2m_sde, eta_above=0.5)
     run = drawn(Gaussian(path), start(), sigmas, path=path, generator=torch.Generator().manual_seed(4))
     assert not torch.equal(run, runs[0])
+    # Levels are 1, 7/8, ...: the step that ends at 1/2 itself follows the flow, the one before it does not.
+    for at, same in ((0.55, True), (0.45, False)):
+        again = functools.partial(dpmpp_2m_sde, eta_above=at)
+        other = again(Gaussian(path), start(), uniform_sigmas(8), path=path, generator=torch.Generator().manual_seed(4))
+        half = drawn(Gaussian(path), start(), uniform_sigmas(8), path=path, generator=torch.Generator().manual_seed(4))
+        assert torch.equal(half, other) is same
 
 
 def test_one_step_of_the_sde_is_ancestral():

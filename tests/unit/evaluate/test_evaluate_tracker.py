@@ -8,6 +8,7 @@ import scipy.ndimage
 
 from tubelet.core.errors import UserError
 from tubelet.evaluate import tracker
+from tubelet.evaluate.reading import Reading
 from tubelet.worlds import WORLDS
 from tubelet.worlds.constants import AREA, PALETTE, RADIUS, SHAPES, TEST_SEEDS, WALL
 
@@ -72,6 +73,29 @@ def test_the_gate_refuses_a_wrong_area(wrong_size):
     one = tracker.track(film("ball", "medium", "red"))["red"]
     assert tracker.trackable(one, "ball", "medium")
     assert not tracker.trackable(one, "ball", wrong_size)
+
+
+def test_what_vanishes_or_comes_from_nowhere_is_no_object():
+    there = film("ball", "medium", "red", angles=(0.0,) * 12)
+    bare = np.broadcast_to(np.array(WALL, np.uint8), there.shape)
+    assert not tracker.gone(tracker.track(there)["red"]).any()
+    for seen in (slice(0, len(there) // 2), slice(len(there) // 2, None), slice(None, None, 2)):
+        clip = bare.copy()
+        clip[seen] = there[seen]
+        one = tracker.track(clip)["red"]
+        assert np.array_equal(tracker.gone(one), ~one.present)
+        assert tracker.trackable(one), "wherever it is seen it is whole"
+        assert not Reading(clip, 8.0).trackable(one)
+
+
+def test_what_leaves_the_frame_or_enters_it_is_not_lost():
+    for seed in TEST_SEEDS[:20]:
+        for size in ((64, 64), (64, 112)):
+            for kind in ("slide", "parabola", "collision", "billiard"):
+                episode = WORLDS["phys2d"].sample(seed, *size, kind=kind)
+                named = {thing["color"] for thing in episode.tags["objects"]}
+                tracks = tracker.track(episode.video, sorted(named))
+                assert not any(tracker.gone(one).any() for one in tracks.values())
 
 
 def test_two_blobs_of_one_colour_are_no_object():

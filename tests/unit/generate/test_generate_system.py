@@ -413,10 +413,23 @@ def test_wrong_wishes_are_one_sentence(system: System) -> None:
         ({"guidance": -2.0}, "guidance"),
         ({"solver": "magic"}, "solver"),
         ({"seed": -1}, "seed"),
+        ({"seed": -1, "frames": 4 * system.config.frames + 1}, "seed"),
+        ({"seed": 2**63, "frames": 4 * system.config.frames + 1}, "seed"),
     ):
         with pytest.raises(UserError, match=says) as caught:
             system.generate(**{"prompt": "a red ball", **wish})
         assert "\n" not in str(caught.value)
+    film = system.generate("a red ball").video
+    with pytest.raises(UserError, match=r"a mask is \(T, H, W\)"):
+        system.inpaint(film, torch.ones(*film.size), "a red ball")
+
+
+def test_numbers_of_other_libraries_make_the_same_film(system: System, tmp_path: Path) -> None:
+    for frames in (5, 4 * system.config.frames + 1):
+        wish = {"frames": frames, "guidance": 3.0, "seed": 3, "steps": 2}
+        other = {"frames": np.int32(frames), "guidance": np.float32(3), "seed": np.int64(3), "steps": np.int16(2)}
+        clip, again = system.generate("a red ball", **wish), system.generate("a red ball", **other)  # type: ignore[arg-type]
+        assert again.save(tmp_path / "b.mp4").read_bytes() == clip.save(tmp_path / "a.mp4").read_bytes()
 
 
 def test_numbers_of_other_libraries_are_numbers(system: System, tmp_path: Path) -> None:

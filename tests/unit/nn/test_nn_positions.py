@@ -59,3 +59,11 @@ def test_odd_widths_are_refused() -> None:
         RotaryEmbedding((3, 2, 2))
     with pytest.raises(AssertionError, match="even"):
         sincos(5, torch.zeros(1))
+
+
+def test_each_coordinate_turns_its_own_share_of_the_head() -> None:
+    """Frequencies 100^(-2i/width) of t, then of h, then of w: what shipped weights were trained with."""
+    cos, sin = RotaryEmbedding((2, 4, 4))(torch.tensor([[1.0, 2.0, 3.0]]))
+    angles = torch.tensor([1.0, 2.0, 0.2, 3.0, 0.3])
+    torch.testing.assert_close(cos.flatten(), angles.cos())
+    torch.testing.assert_close(sin.flatten(), angles.sin())

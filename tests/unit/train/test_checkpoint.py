@@ -180,7 +180,7 @@ def test_a_torn_one_takes_no_place_of_a_whole_one(tmp_path: Path, capsys: pytest
 def test_where_all_are_torn_nothing_is_begun_anew(tmp_path: Path) -> None:
     put(tmp_path, 5)
     (tmp_path / "step-00000005" / "ema.safetensors").unlink()
-    with pytest.raises(UserError, match="every checkpoint in .* is damaged; restore one"):
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged; restore one"):
         newest(tmp_path)
 
 

@@ -61,6 +61,11 @@ def test_the_same_words_expand_the_same_way(prompt: str) -> None:
     assert expanded(prompt) == expanded(prompt) == expanded(f"  {prompt.upper()} ")
 
 
+def test_half_a_character_harms_nothing() -> None:
+    """What a terminal makes of a byte that is no text."""
+    assert "red ball" in expanded("a red ball bounces \udcff")
+
+
 def test_the_dense_caption_is_longer_than_the_short_one() -> None:
     scene = parse_scene("a red ball bounces")
     assert scene is not None
