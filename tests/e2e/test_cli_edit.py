@@ -51,6 +51,14 @@ def test_a_picture_is_a_film_of_one_frame(tubelet, tiny: Path, tmp_path: Path) -
     assert said.code == 0, said.err
 
 
+def test_a_film_shorter_than_the_systems_is_edited_as_it_is(tubelet, tiny: Path, film: Path, tmp_path: Path) -> None:
+    short = save(decode_uint8(film)[0][:6], tmp_path / "short.mp4", 16.0)  # 3 frames of the system's rate
+    for verb in (("edit", short, WORDS), ("inpaint", short, WORDS, "--box", "0,0,16,16")):
+        said = tubelet(*verb, "--system", tiny, "--out", tmp_path / "a.gif", "--json")
+        assert said.code == 0, said.err
+        assert json.loads(said.out)["settings"]["frames"] == 3
+
+
 def test_an_edit_is_not_made_again_from_its_own_file(refused, tubelet, tiny: Path, film: Path, tmp_path: Path) -> None:
     out = tmp_path / "edit.mp4"
     assert tubelet("edit", film, WORDS, "--system", tiny, "--frames", 3, "--out", out).code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,17 @@ def test_films_become_a_system(films: Path, tmp_path: Path, tubelet: Callable, r
     assert made.code == 0, made.err
     assert json.loads(made.out)["settings"]["text"] == "a red ball bounces", "nobody's rules"
     assert tubelet(*words).code == 0, "nothing is done again"
+    facts = json.loads((run / "system" / "system.json").read_text())
+    assert facts["training"]["clips"] == found["clips"]
+    assert f"{run / 'system'} does, so name that" in refused("generate", "a ball", "--system", run, "--out", tmp_path / "b.gif")
+    shorter = tubelet("evaluate", run / "system", "--human", "--samples", 1, "--json")
+    assert "which a system of one's own films has never seen" in shorter.err
+    moved = tmp_path / "moved"
+    data.rename(moved)
+    assert tubelet(*words, f"--set=data={moved}").code == 0, "the same clips elsewhere"
+    fewer = shutil.copytree(films, tmp_path / "fewer", ignore=shutil.ignore_patterns("0.*"))
+    assert tubelet("curate", "import", fewer, "--out", data, "--size", "32x32", "--frames", "5").code == 0
+    assert "holds a run on another data set than" in refused(*words)
 
 
 def test_what_does_not_fit_is_one_sentence(films: Path, tmp_path: Path, tubelet: Callable, refused: Callable) -> None:

@@ -21,6 +21,7 @@ from tubelet.cli.films import Connect, Edit, Extend, Generate, Inpaint, Outpaint
 from tubelet.cli.serve import Keys, Provenance, Serve, Work
 from tubelet.cli.terminal import DEFAULT_SYSTEM, PICTURES, check_output, expander, parse_size, print_json
 from tubelet.core.errors import UserError
+from tubelet.core.log import warn
 
 GREATEST_SHEET = 2**27
 """Pixels of all clips of a contact sheet of worlds: 384 MiB."""
@@ -94,6 +95,8 @@ class Evaluate:
             texts.append(text)
 
         system: Any = load(self.system)
+        if system.config.training.get("recipe") == "footage":
+            warn("these figures are of coloured shapes, which a system of one's own films has never seen")
         native: dict[str, Any] = {"size": system.config.size, "frames": system.config.frames}
         native["expander"] = expander(system) if self.expand else None
         if self.tasks or self.sizes:

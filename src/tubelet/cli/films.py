@@ -91,7 +91,9 @@ class Making:
         if self.frames is None and source is not None:
             from tubelet.media.decode import probe
 
-            frames = 1 if probe(source).still else frames
+            # A shorter film is worked on as it is, as far as it fills whole latent frames.
+            stride = system.engine.strides.t
+            frames = min(frames, 1 + (_frames(probe(source), system) - 1) // stride * stride)
         system.engine.latent_shape(self.pixels(system), frames)
         return frames
 

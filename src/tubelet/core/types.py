@@ -45,7 +45,7 @@ class Strides:
         return 1 + (frames - 1) * self.t, height * self.h, width * self.w
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Video:
     """Pixels `(B, 3, T, H, W)`, float in [-1, 1], and frames per second."""
 

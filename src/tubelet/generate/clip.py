@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SETTINGS_KEY = "settings"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Clip:
     """One film (`video`, batch of 1).
 
@@ -32,6 +32,11 @@ class Clip:
 
     def __post_init__(self) -> None:
         assert len(self.video) == 1, f"a clip is one film, got a batch of {len(self.video)}"
+
+    def __repr__(self) -> str:
+        film = self.video
+        form = f"{film.frames} frames of {film.size[0]}x{film.size[1]}, {film.fps:g} a second"
+        return f"<Clip {self.settings.get('prompt', '')!r}: {form}>"
 
     def save(self, path: str | Path, audio: Audio | None = None) -> Path:
         """Write the film by its suffix: .mp4, .webp, .gif, or .png for a contact sheet (of one frame: the picture).

@@ -120,7 +120,9 @@ def find(name_or_path: str | Path) -> Path:
             if folder is not None and (folder / SYSTEM_FILE).is_file():
                 return folder
         if Path(name_or_path).is_dir() and str(name_or_path):
-            raise UserError(f"{name_or_path} holds no {SYSTEM_FILE}; name the folder of a system")
+            inside = Path(name_or_path) / "system"
+            remedy = f"{inside} does, so name that" if (inside / SYSTEM_FILE).is_file() else "name the folder of a system"
+            raise UserError(f"{name_or_path} holds no {SYSTEM_FILE}; {remedy}")
     names = ", ".join(shipped()) or "none yet"
     raise UserError(f"there is no system {str(name_or_path)!r}; shipped are: {names}; or give the folder of your own")
 

@@ -252,6 +252,7 @@ class System:
         `tubelet.tasks.region.around` makes a film and a mask of this kind for outpainting.
         Raises UserError as `generate`, and when the mask has another size or covers nothing.
         """
+        mask = torch.as_tensor(mask)
         if mask.ndim != 3:
             raise UserError(f"a mask is (T, H, W), one value per pixel, got {tuple(mask.shape)}; give one for every frame")
         latents = self._encoded(film)  # (1, C, T, H, W)
@@ -333,6 +334,8 @@ class System:
             for begin, end, shot in zip(cells[:-1], cells[1:], shots, strict=True)
         ]
         for _, clip in known:
+            if clip.frames > 1 and abs(clip.fps - (fps := self.config.fps)) > 1e-3:
+                raise UserError(f"a known clip has {clip.fps:g} frames a second, the film {fps:g}; decode it with fps={fps:g}")
             if clip.size != size:
                 raise UserError(f"the film is {size[0]}x{size[1]}, a known clip {clip.size[0]}x{clip.size[1]}; fit it")
         parts = [(self._cell(begin), self._encoded(clip, later=begin > 0)) for begin, clip in clips]

@@ -21,6 +21,7 @@ import torch
 
 from tubelet.codecs.losses import to_pixels
 from tubelet.core.errors import UserError
+from tubelet.core.files import read_json, sha256, write_json
 from tubelet.core.log import progress
 from tubelet.data.schema import Record
 from tubelet.data.shards import SEAL, ShardDataset, ShardWriter
@@ -72,6 +73,21 @@ class Footage(WorldsRecipe):
             self.clips, size=(height, width), frames=frames, codec_frames=frames, fps=rates.pop(), sizes=(), lengths=()
         )
         return WorldsRecipe.run(replace(self, clips=clips), folder)
+
+    def _claim(self, folder: Path) -> None:
+        """As every run does; a run is of one data set, wherever that lies."""
+        WorldsRecipe._claim(self, folder)
+        path, now = folder / "data.json", {"sha256": sha256(Path(self.data) / SEAL)}
+        if not path.exists():
+            write_json(path, now)
+        elif read_json(path) != now:
+            raise UserError(
+                f"{folder} holds a run on another data set than {self.data} is now; use another --out, or the data that it was "
+                "begun with"
+            )
+
+    def seen(self, folder: Path) -> int:
+        return len(ShardDataset(folder / "latents"))
 
     @property
     def expander(self) -> None:

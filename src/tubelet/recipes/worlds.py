@@ -418,9 +418,13 @@ class WorldsRecipe:
             fps=self.clips.fps,
             prediction=self.prediction,
             defaults=self.sampling,
-            training={"recipe": self.name, "steps": steps, "batch": self.denoise.batch, "clips": self.clips.denoiser},
+            training={"recipe": self.name, "steps": steps, "batch": self.denoise.batch, "clips": self.seen(folder)},
             expander=self.expander,
         )
+
+    def seen(self, folder: Path) -> int:
+        """How many clips the denoiser was trained on."""
+        return self.clips.denoiser
 
     @property
     def expander(self) -> str | None:

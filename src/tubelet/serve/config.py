@@ -70,6 +70,9 @@ def shipped() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{SYSTEM_FILE}"))
 
 
+RENAME = 'serve one of them, or give one another "name" in its system.json'
+
+
 def read_systems(names: Iterable[str | Path]) -> dict[str, SystemFacts]:
     """Systems by name, in order; each is a shipped name or a folder. Raises UserError on one that is not there, or twice."""
     found: dict[str, SystemFacts] = {}
@@ -79,7 +82,7 @@ def read_systems(names: Iterable[str | Path]) -> dict[str, SystemFacts]:
             raise UserError(f"there is no system {str(name)!r}; shipped are: {', '.join(shipped())}; or give a folder")
         facts = SystemFacts.read(folder)
         if facts.name in found:
-            raise UserError(f"two systems are called {facts.name!r}; serve one of them")
+            raise UserError(f"two systems are called {facts.name!r}; {RENAME}")
         found[facts.name] = facts
     return found
 
@@ -102,7 +105,7 @@ def read_served(system: str, aliases: Iterable[str]) -> tuple[dict[str, SystemFa
         if wanted not in systems:
             ((wanted, facts),) = read_systems([wanted]).items()
             if not facts.folder.samefile(systems.setdefault(wanted, facts).folder):
-                raise UserError(f"two systems are called {wanted!r}; serve one of them")
+                raise UserError(f"two systems are called {wanted!r}; {RENAME}")
         named[name] = wanted
     return systems, {name: default for name in SORA_NAMES if name not in systems} | named
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tubelet.core.config import to_dict
 from tubelet.core.errors import UserError
 from tubelet.core.files import whole_file
-from tubelet.core.log import console
+from tubelet.core.log import console, warn
 from tubelet.data.stream import Ahead, Source
 from tubelet.runtime.device import bf16_trial, choose_device, fast_bf16
 from tubelet.train import checkpoint
@@ -207,7 +207,8 @@ class _Run:
         )
         # What comes in one form per size is compiled for each; else the second form makes a graph for all.
         one_form = bool(getattr(objective, "uniform", False))
-        self.network = _compiled(self.model, dynamic=False if one_form else None) if config.compile else self.model
+        compiles = config.compile and _compiles(self.device)
+        self.network = _compiled(self.model, dynamic=False if one_form else None) if compiles else self.model
         self.seconds: dict[str, float] = defaultdict(float)
         self.clips = 0
         self.interrupted = False
@@ -498,6 +499,20 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, list):
         return [_moved(one, device) for one in value]
     return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _compiles(device: torch.device) -> bool:
+    """Whether there is a compiler for what is computed on a CPU; says so where there is none."""
+    if device.type != "cpu":
+        return True
+    from torch._inductor import cpp_builder, exc  # seconds, which only a training that compiles needs
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        warn("there is no C++ compiler, so training is not compiled and slower; install g++, or set compile=false")
+        return False
+    return True
 
 
 def _compiled(model: nn.Module, dynamic: bool | None = None) -> nn.Module:

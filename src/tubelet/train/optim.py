@@ -183,8 +183,10 @@ class AdamW:
         self.inner.state.clear()
         for name, p in self.parameters.items():
             if f"{name}.step" in state:
+                # The fused step walks memory, so moments lie in it as their parameter does (channels last in codecs).
                 self.inner.state[p] = {
-                    part: _entry(state, f"{name}.{part}").to(p.device) for part in ("step", "exp_avg", "exp_avg_sq")
+                    "step": _entry(state, f"{name}.step").to(p.device),
+                    **{part: torch.empty_like(p).copy_(_entry(state, f"{name}.{part}")) for part in ("exp_avg", "exp_avg_sq")},
                 }
 
 

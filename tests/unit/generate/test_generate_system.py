@@ -420,6 +420,8 @@ def test_wrong_wishes_are_one_sentence(system: System) -> None:
             system.generate(**{"prompt": "a red ball", **wish})
         assert "\n" not in str(caught.value)
     film = system.generate("a red ball").video
+    with pytest.raises(UserError, match="a known clip has 30 frames a second, the film 8; decode it with fps=8"):
+        system.film([Shot("a red ball", 2)], past=Video(film.pixels, 30.0))
     with pytest.raises(UserError, match=r"a mask is \(T, H, W\)"):
         system.inpaint(film, torch.ones(*film.size), "a red ball")
 

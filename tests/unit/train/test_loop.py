@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch._inductor import cpp_builder, exc
 
 from tubelet.core.errors import UserError
 from tubelet.data.stream import TensorSource
@@ -117,6 +118,18 @@ def test_compiled_equals_eager(tmp_path: Path) -> None:
     assert compiled.model.state_dict().keys() == eager.model.state_dict().keys()
     for a, b in zip(eager.model.parameters(), compiled.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_without_a_compiler_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none() -> str:
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    torch.manual_seed(0)
+    train(Blocks(), objective, source(), settings(compile=True), tmp_path)
+    assert "there is no C++ compiler" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no compiler")
