@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,17 @@ def test_a_new_room_must_be_placed(copy: Path) -> None:
     room.mkdir()
     (room / "__init__.py").touch()
     assert lint_imports(copy).returncode == 1
+
+
+def test_the_contracts_name_everything_they_are_about() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    layers, maths, models = contracts
+    assert layers["exhaustive"]
+    assert layers["layers"][-2:] == ["nn", "core"]
+    rooms = {"core", "nn", "models", "codecs", "diffusion", "tasks", "decoding"}
+    assert set(maths["source_modules"]) == {f"tubelet.{room}" for room in rooms}
+    files = {path.stem for path in (SOURCE / "models").glob("*.py")} - {"__init__"}
+    assert set(models["modules"]) == {f"tubelet.models.{name}" for name in files}
 
 
 def test_the_environment_is_read_only_in_cli_and_runtime() -> None:

@@ -52,6 +52,7 @@ def test_the_expansion_is_shown_and_can_be_refused(tubelet, tiny: Path, tmp_path
     said = tubelet("generate", WORDS, "--system", tiny, "--out", tmp_path / "a.gif")
     settings = read_settings(tmp_path / "a.gif")
     assert settings["text"] != settings["prompt"] == WORDS
+    assert settings["seed"] == 0, "where nothing is said"
     assert f"read as: {settings['text']}" in said.out
     said = tubelet("generate", WORDS, "--system", tiny, "--no-expand", "--out", tmp_path / "b.gif")
     assert read_settings(tmp_path / "b.gif")["text"] == WORDS

@@ -64,6 +64,14 @@ def test_the_same_again_is_bitwise_the_same(engine: Engine) -> None:
     assert torch.equal(films(engine, RED), films(engine, RED))
 
 
+def test_without_guidance_at_all_the_prompt_says_nothing(engine: Engine) -> None:
+    """Guided by 0 a film is of no words, whichever are given."""
+    sampling = Sampling(steps=3, guidance=0.0)
+    red, blue = (films(engine, Request(words, 3), sampling=sampling) for words in ("a red ball bounces", "the blue ring falls"))
+    assert torch.equal(red, blue)
+    assert not torch.equal(red, films(engine, RED, sampling=Sampling(steps=3, guidance=1.0)))
+
+
 def test_prompt_seed_guidance_and_steps_matter(engine: Engine) -> None:
     base = films(engine, RED)
     for other in (

@@ -325,6 +325,11 @@ def test_the_digest_follows_weights_and_settings(folder: Path, copy: Path, tmp_p
     assert read_config(copy).digest == read_config(folder).digest
     edit(copy, prediction="velocity")
     assert read_config(copy).digest != read_config(folder).digest
+    whole = json.loads((folder / "system.json").read_text())
+    for part in ("codec", "denoiser", "text"):
+        settings = {**whole[part]["config"], "of another": 1}
+        (copy / "system.json").write_text(json.dumps({**whole, part: {**whole[part], "config": settings}}))
+        assert read_config(copy).digest != read_config(folder).digest, part
 
 
 @pytest.mark.parametrize("file", ["codec.safetensors", "denoiser.safetensors", "text.safetensors", "tokenizer.json"])
