@@ -17,7 +17,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
@@ -220,6 +220,13 @@ class Jobs:
                 counts[state] = number
             oldest = db.scalar(select(func.min(JOBS.c.created_at)).where(JOBS.c.state == "queued", whose))
         return counts | {"oldest_queued_age": 0 if oldest is None else max(0, int(self._clock() - oldest))}
+
+    def queued_for_others(self, systems: Collection[str]) -> dict[str, int]:
+        """How many jobs wait for each system that is none of these."""
+        others = (JOBS.c.state == "queued") & JOBS.c.system.not_in(("", *systems))
+        with self._database.read() as db:
+            rows = db.execute(select(JOBS.c.system, func.count()).where(others).group_by(JOBS.c.system).order_by(JOBS.c.system))
+            return {row[0]: row[1] for row in rows}
 
     def totals(self) -> dict[Total, int]:
         """What was counted since there is this store, by all processes."""

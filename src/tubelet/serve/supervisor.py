@@ -229,6 +229,9 @@ def serve(
         opened.callback(jobs.close)
         store = open_assets(config.data, config.objects)
         jobs.sweep()
+        for system, number in jobs.queued_for_others(config.systems).items():
+            remedy = "serve it, too, with --alias NAME=FOLDER, or start a worker that has it"
+            say("jobs wait for a system that is not served here", system=system, jobs=number, remedy=remedy)
         # uvicorn takes both signals over while it runs, and raises them again at its end.
         stopped = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

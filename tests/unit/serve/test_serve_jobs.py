@@ -58,6 +58,14 @@ def test_ids_sort_by_creation_and_name_their_kind(store: Jobs, clock: Clock) -> 
     assert re.fullmatch(r"image_[0-9a-z]{26}", new(store, kind="image").id)
 
 
+def test_what_waits_for_a_system_of_others_is_counted(store: Jobs) -> None:
+    for system in ("mine", "", "theirs", "theirs", "gone"):
+        store.create({"prompt": "a ball", "system": system})
+    store.claim("one", systems=("gone",))  # that which has no system of its own comes first
+    store.claim("one", systems=("gone",))
+    assert store.queued_for_others(("mine",)) == {"theirs": 2}
+
+
 @pytest.mark.parametrize("value", [float("nan"), b"bytes", object()])
 def test_what_json_cannot_hold_is_refused(store: Jobs, value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
