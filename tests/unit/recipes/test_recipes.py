@@ -44,7 +44,7 @@ def test_every_recipe_has_a_header_and_survives_json(name: str) -> None:
     module = importlib.import_module(RECIPES[name])
     header = inspect.getdoc(module) or ""
     assert header.startswith(f"{name}: ")
-    for line in ("Paper: ", "Command: tubelet train " + name, "Cost"):
+    for line in ("Paper: ", "Command: tubelet train " + name, "Cost", "Score: "):
         assert line in header
     config = load_recipe(name)
     assert from_dict(type(config), to_dict(config)) == config

@@ -82,11 +82,14 @@ def test_round_trip_and_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert get(tmp_path) == 30
 
 
-def test_a_kill_at_any_file_operation_leaves_the_newest_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_kill_at_any_file_operation_leaves_the_newest_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
     for at in range(1, 100):
         folder = tmp_path / str(at)
-        put(folder, 5)
-        put(folder, 10)
+        put(folder, 5, keep)
+        put(folder, 10, keep)
         with monkeypatch.context() as patch:
 
             def kill(name: str, number: int, at: int = at) -> None:
@@ -95,7 +98,7 @@ def test_a_kill_at_any_file_operation_leaves_the_newest_whole_one(tmp_path: Path
 
             count = operations(patch, kill)
             try:
-                put(folder, 20)
+                put(folder, 20, keep)
                 killed = False
             except Killed:
                 killed = True
@@ -104,9 +107,9 @@ def test_a_kill_at_any_file_operation_leaves_the_newest_whole_one(tmp_path: Path
             assert at > 15
             return
         assert get(folder) in (10, 20)
-        put(folder, 30)
+        put(folder, 30, keep)
         assert get(folder) == 30
-        assert len(list(folder.iterdir())) == 2, "what the crash left is cleared"
+        assert len(list(folder.iterdir())) == keep, "what the crash left is cleared"
     pytest.fail("the writer never came to its end")
 
 
