@@ -29,6 +29,9 @@ from tubelet.recipes import worlds_64
 from tubelet.recipes.worlds import WorldsRecipe
 from tubelet.runtime.device import choose_device, fast_bf16
 
+DATA_FILE = "data.json"
+"""Which data set a run is of, from its first stage on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Footage(WorldsRecipe):
@@ -77,14 +80,15 @@ class Footage(WorldsRecipe):
     def _claim(self, folder: Path) -> None:
         """As every run does; a run is of one data set, wherever that lies."""
         WorldsRecipe._claim(self, folder)
-        path, now = folder / "data.json", {"sha256": sha256(Path(self.data) / SEAL)}
-        if not path.exists():
-            write_json(path, now)
-        elif read_json(path) != now:
+        path = folder / DATA_FILE
+        if path.exists() and read_json(path) != self._seal():
             raise UserError(
                 f"{folder} holds a run on another data set than {self.data} is now; use another --out, or the data that it was "
                 "begun with"
             )
+
+    def _seal(self) -> dict[str, str]:
+        return {"sha256": sha256(Path(self.data) / SEAL)}
 
     def seen(self, folder: Path) -> int:
         return len(ShardDataset(folder / "latents"))
@@ -105,11 +109,13 @@ class Footage(WorldsRecipe):
 
     def render(self, folder: Path) -> None:
         """The clips are there."""
+        write_json(folder / DATA_FILE, self._seal())
         if not (folder / "clips").exists():
             (folder / "clips").symlink_to(Path(self.data).resolve())
 
     def encode(self, folder: Path) -> None:
         """Clips as standardised latents, all places alike, for the denoiser."""
+        write_json(folder / DATA_FILE, self._seal())  # where another run's codec is taken nothing was rendered
         codec, device = self.load_codec(folder), choose_device("auto")
         codec.to(device)
         dataset = ShardDataset(self.data)
