@@ -69,7 +69,9 @@ def test_readers_are_trained_with_measured_and_added(whole: Path, clip: Path, tm
                 assert 0 <= row[f"{facet}/{split}"] <= 1
         assert row["all/human"] <= row["colour/human"]
         assert row["text_parameters"] > 1000
-        assert 0 < row["prompt_seconds"] < row["start_seconds"]
+        # Taken in two processes at two moments, so a busy machine may turn their order round.
+        assert row["prompt_seconds"] > 0
+        assert row["start_seconds"] > 0
         assert row["steps"] == 2
     assert table["truth"]["colour/in"] == 1
     assert "all, human" in (tmp_path / "run" / "table.md").read_text()
