@@ -86,8 +86,8 @@ def test_the_environment_is_read_only_in_cli_and_runtime() -> None:
         if name.startswith(("cli/", "runtime/")):
             continue
         used = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in ("environ", "getenv")]
-        froms = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "os"]
-        used += [n.lineno for n in froms if {a.name for a in n.names} & {"environ", "getenv"}]
+        imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "os"]
+        used += [n.lineno for n in imports if {a.name for a in n.names} & {"environ", "getenv"}]
         assert not used, f"{name}:{used} reads the environment"
 
 
