@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := $(VENV)/clients
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-PROMPT ?= A large blue ball drops and bounces twice.
+PROMPT ?= A large green ball drops and bounces twice.
 MINUTES ?= 60
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 

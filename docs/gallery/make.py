@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 TASK_SHEETS = HERE / "tasks"
 
 OPENING = (
-    "A large blue ball drops and bounces twice.",
+    "A large green ball drops and bounces twice.",
     "A medium red square slides steadily to the right along the floor.",
     "A large yellow ball is thrown up to the left.",
     "A medium purple ball slides steadily to the right and hits a resting medium yellow ball.",
@@ -31,7 +31,8 @@ OPENING = (
     "A brush paints a yellow circle, then a horizontal green line from left to right.",
     "A mouth takes two bites out of a cookie from the left.",
 )
-"""Every composition here is of the training distribution; seeds are 0, and nothing was chosen among seeds."""
+"""Every composition here is of the training distribution; seeds are 0, and nothing was chosen among seeds. The ball is green
+because a blue one bounces only once; of seven colours it is the only one that does."""
 
 
 def opening() -> None:

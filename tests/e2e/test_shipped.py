@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import pytest
 
 import tubelet
 from tubelet.core.errors import UserError
+from tubelet.evaluate.caption import follow
 from tubelet.evaluate.fidelity import psnr
+from tubelet.evaluate.reading import Reading, bounces
 from tubelet.evaluate.report import make_cases, through_codec
 from tubelet.evaluate.tasks import evaluate_tasks
 from tubelet.evaluate.tracker import track
 from tubelet.generate.clip import read_settings
 from tubelet.generate.folder import PIECE, SHIPPED, read_config, shipped
 from tubelet.generate.system import System, regenerate
+from tubelet.worlds.grammar import parse
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,19 @@ def test_the_weights_are_small_enough_to_ship() -> None:
     sizes = [path.stat().st_size for path in (SHIPPED / "worlds-64").iterdir()]
     assert sum(sizes) <= 30e6
     assert max(sizes) <= PIECE
+
+
+def test_the_film_of_make_demo_shows_its_sentence() -> None:
+    (prompt,) = re.findall(r"^PROMPT \?= (.+)$", (Path(__file__).parents[2] / "Makefile").read_text(), re.MULTILINE)
+    wanted = parse(prompt)
+    clip = tubelet.load("worlds-64").generate(prompt, seed=0)
+    reading = Reading(clip.video.to_uint8()[0], clip.video.fps)
+    shown = follow(reading, reading.fps, wanted)
+    assert set(shown) == {"colour", "shape", "size", "event"}
+    assert all(shown.values()), shown
+    (ball,) = reading.objects(wanted["objects"])
+    assert ball is not None
+    assert len(bounces(ball.y, 0.012)) == wanted["count"]
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 112)])
